@@ -134,9 +134,9 @@ def check_launch() -> None:
     told = ("ACCELERATE_USE_CPU", "MASTER_ADDR", "MASTER_PORT")
     if all(name in os.environ for name in told) and not any(name in os.environ for name in (*SIZES, *RANKS)):
         raise InputError(
-            "accelerate launch was called with several processes (--num_processes), but it has started "
-            "only one, because it does not start several processes on a CPU; start them with "
-            f"`{working_command(2)}`, where 2 is the number of processes, or start one process without "
+            "accelerate launch was called with several processes (--num_processes), but accelerate has "
+            "started only one, because it does not start several processes on a CPU; start the processes "
+            f"with `{working_command(2)}`, where 2 is the number of processes, or start one process without "
             "--num_processes"
         )
     num_tasks, num_launched = _number(NUM_TASKS, 1), _number(NUM_LAUNCHERS, num_processes())
@@ -176,7 +176,7 @@ def _check_variables() -> None:
     if number > 1 and rank == "RANK" and not os.environ.get("MASTER_ADDR"):
         raise InputError(
             f"{size} is {number}, but MASTER_ADDR is not set, so the processes cannot find each other; set "
-            f"MASTER_ADDR to the host name of the machine of process 0, or {start}"
+            f"MASTER_ADDR to the host name of the machine that runs process 0, or {start}"
         )
 
 

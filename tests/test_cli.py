@@ -179,7 +179,7 @@ def test_train_writes_a_run_and_prints_its_result(trained: tuple[Path, Result]) 
 
 def test_run_is_not_overwritten_without_overwrite(tmp_path: Path, own_run: Path) -> None:
     before = Path("runs/tiny/metrics.jsonl").read_text()
-    assert "resume the run in it (--resume, or resume=True)" in refused("train", "tiny.yaml")
+    assert "resume the run in this directory (--resume, or resume=True)" in refused("train", "tiny.yaml")
     assert "give only one" in refused("train", "tiny.yaml", "--resume", "--overwrite")
     # an invalid reward is found before the old run is removed
     assert "no such file" in refused(
@@ -356,7 +356,7 @@ def test_dry_run_of_a_recipe_whose_directory_holds_a_run(own_run: Path) -> None:
     before = Path("runs/tiny/recipe.yaml").read_text()
     result = command("train", "tiny.yaml", "--dry-run")
     assert result.exit_code == 0, result.stderr
-    hint = "continue it with --resume, replace it with --overwrite, or choose another output_dir"
+    hint = "continue this run with --resume, replace it with --overwrite, or choose another output_dir"
     assert f"runs/tiny contains a run; {hint}" in result.stdout
     assert command("train", "tiny.yaml", "--dry-run", "--overwrite").exit_code == 0
     resumed = command("train", "tiny.yaml", "--dry-run", "--resume")
@@ -981,7 +981,7 @@ def test_stopped_run_is_sampled_and_evaluated_from_its_newest_checkpoint(tmp_pat
     stopped = command(*greedy)
     assert stopped.exit_code == 0, stopped.output
     assert stopped.stdout == finished.stdout
-    assert "its newest checkpoint, update-000001, is used" in stopped.stderr
+    assert "the newest checkpoint, update-000001, is used" in stopped.stderr
     data = sums(tmp_path / "sums.jsonl", 1, 2)
     evaluated = command("evaluate", str(data), "--policy", "runs/tiny", "--json")
     assert json.loads(evaluated.stdout)["total"] == 2

@@ -343,11 +343,11 @@ def test_plots_are_written_with_matplotlib(finished: tuple[Path, Result]) -> Non
         ),
         (
             ["tiny.yaml", "--set", "training.num_updates=5"],
-            "all runs have the same budget; set it with `tokens` (--tokens)",
+            "all runs have the same budget; set the budget with `tokens` (--tokens)",
         ),
         (
             ["tiny.yaml", "--variant", "a: evaluation.every=5"],
-            "evaluated equally often; set this with `evaluations` (--evaluations)",
+            "evaluated equally often; set the number with `evaluations` (--evaluations)",
         ),
         (["tiny.yaml", "--target", "0"], "target: should be above 0 and at most 1, not 0"),
         (["tiny.yaml", "--target", "90"], "target: should be above 0 and at most 1, not 90"),
@@ -400,7 +400,7 @@ def test_all_variants_have_the_same_seeds_and_tokens(
         shape_of = run.recipe.reinforce
         num_episodes = shape_of.problems_per_update * shape_of.episodes_per_problem
         assert training.num_updates * num_episodes >= 1000 > (training.num_updates - 1) * num_episodes
-    assert str(unlike_problems(runs)).startswith("few: evaluated on other problems than small, so")
+    assert str(unlike_problems(runs)).startswith("few: not evaluated on the problems of small, so")
 
 
 def test_failing_run_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

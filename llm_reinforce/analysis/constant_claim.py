@@ -54,8 +54,9 @@ class ConstantVariance:
     Attributes:
         constant: the constant added to every reward.
         baseline: name of the baseline.
-        predicted: variance predicted by the formula in the module's docstring. It is computed from other
-            episodes than `measured`. The attribute is None for every baseline except "none".
+        predicted: variance predicted by the formula in the module's docstring, and computed from episodes
+            that are not used for `measured`. It is predicted only for plain REINFORCE (baseline "none"), and
+            is None for the other baselines.
         measured: variance tr Cov(ĝ) of one episode, estimated from the measured episodes.
     """
 

@@ -202,13 +202,14 @@ def variance_with_interval(gram: Gram, scale: float, seed: int) -> IntervalEstim
 
 
 def jackknife_interval(cosine: float, without_one: Float[np.ndarray, " group"]) -> IntervalEstimate:
-    """Return a cosine with its jackknife t interval on Fisher's scale.
+    """Return the cosine of `mean_cosine` with its jackknife t interval on Fisher's scale.
 
         z = artanh cos,   from tanh(z - t e) to tanh(z + t e)
 
     Here e is the jackknife estimate of the standard error of z, and t is the quantile of Student's
-    distribution. A bootstrap is not suitable, because it draws some groups several times. Repeated groups
-    make the means of the halves noisier, and the angle between the means larger.
+    distribution. The cosine is measured between the mean vectors of two halves of the groups. A bootstrap is
+    not suitable, because it draws some groups several times. This makes the two mean vectors noisier, and the
+    angle between them larger.
 
     Source of the jackknife: Efron & Tibshirani 1993, chapter 11.
 

@@ -74,7 +74,7 @@ HEADS, NEVER = 1, -1  # the token "1", and an end token that is never sampled
 
 @dataclass(frozen=True, slots=True)
 class CoinVariance:
-    """Measured and expected variance of the number of heads of N coins.
+    """Measured and expected variance of the number of heads among N coins.
 
     Attributes:
         num_coins: number of coins N.
@@ -152,7 +152,7 @@ def measure_length_claim(
 
 
 def toss_coins(seed: int = 0) -> tuple[CoinVariance, ...]:
-    """Return the variance of the number of heads of N independent coins, and of one coin counted N times."""
+    """Return the variance of the number of heads for N independent coins and for one coin counted N times."""
     random = np.random.default_rng(seed)
     rows = []
     for num in LENGTHS:

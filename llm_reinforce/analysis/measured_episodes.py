@@ -67,7 +67,7 @@ def collect_updates(
         sampling: settings of the sampling.
         num_problems: number of problems. A value above `settings.problems_per_update` is rounded up to a
             multiple of `settings.problems_per_update`.
-        seed: random seed of the choice of problems and of the sampling.
+        seed: random seed for choosing problems and sampling episodes.
         progress: function that is called with the number of completed problems. The last number is
             2 * `num_problems`, because the problems of the other episodes are counted too.
 

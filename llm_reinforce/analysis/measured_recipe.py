@@ -76,7 +76,7 @@ def collect_from_recipe(
         config: settings of the recipe, as returned by `config_to_measure`.
         num_problems: number of problems, which are drawn with replacement. A value above the recipe's
             `problems_per_update` is rounded up to a multiple of `problems_per_update`.
-        seed: random seed of the choice of problems and of the sampling.
+        seed: random seed for choosing problems and sampling episodes.
         show_progress: if True, show a progress bar.
     """
     trainer = ReinforceTrainer(config=config, progress=False)

@@ -20,11 +20,13 @@ OWN_KEYS = {  # settings that `compare` sets itself, and the argument that the u
         "runs are written to the directory of the comparison; choose this directory with `output_dir` "
         "(--output)"
     ),
-    "training.num_tokens": "all runs have the same budget; set it with `tokens` (--tokens)",
-    "training.num_updates": "all runs have the same budget; set it with `tokens` (--tokens)",
+    "training.num_tokens": "all runs have the same budget; set the budget with `tokens` (--tokens)",
+    "training.num_updates": "all runs have the same budget; set the budget with `tokens` (--tokens)",
     "training.stop_at": "all runs have the same budget; remove this setting",
-    "evaluation.every": "all runs are evaluated equally often; set this with `evaluations` (--evaluations)",
-    "evaluation.unit": "all runs are evaluated equally often; set this with `evaluations` (--evaluations)",
+    "evaluation.every": "all runs are evaluated equally often; set the number with `evaluations` "
+    "(--evaluations)",
+    "evaluation.unit": "all runs are evaluated equally often; set the number with `evaluations` "
+    "(--evaluations)",
 }
 
 
@@ -124,7 +126,7 @@ def variants_of(
         if not NAME.fullmatch(variant.name) or variant.name != variant.name.rstrip(" ."):
             raise InputError(
                 f"{variant.name!r} is not a valid name of a variant. The name is also used for a directory. "
-                "Start it with a letter or digit, and use at most 60 letters, digits, spaces and "
+                "Start the name with a letter or digit, and use at most 60 letters, digits, spaces and "
                 ". , + = @ ( ) -, without a space or period at the end"
             )
         # the file systems of macOS and Windows ignore case
@@ -261,7 +263,7 @@ def unlike_problems(runs: Sequence[PlannedRun]) -> str | None:
         return None
     names = ", ".join(unlike)
     return (
-        f"{names}: evaluated on other problems than {first[0].variant}, so the accuracies can't be compared "
+        f"{names}: not evaluated on the problems of {first[0].variant}, so the accuracies can't be compared "
         f"directly with those of {first[0].variant}"
     )
 

@@ -54,8 +54,8 @@ def compare(
         float,
         typer.Option(
             "--target",
-            help="Target accuracy, from 0 to 1. For each run, the number of tokens sampled until it reaches "
-            "this accuracy is reported.",
+            help="Target accuracy, from 0 to 1. For each run, the number of tokens sampled until the run "
+            "reaches this accuracy is reported.",
         ),
     ] = 0.9,
     evaluations: Annotated[

@@ -106,8 +106,8 @@ def evaluate(
     examples: Annotated[
         str | None,
         typer.Option(
-            help="Data set for the worked examples. Default: the training split of the data set or, if it "
-            "has none, the training problems of the policy's run."
+            help="Data set for the worked examples. Default: the training split of the evaluated data set "
+            "or, if there is no such split, the training problems of the policy's run."
         ),
     ] = None,
     stop: Annotated[

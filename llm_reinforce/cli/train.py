@@ -181,7 +181,7 @@ def _dry_run(recipe: "Config", directory: "RunDirectory", *, resume: bool, overw
     errors = [error for error in (preview.reward_error, preview.server_error) if error]
     if not (resume or overwrite) and (directory.path / "recipe.yaml").is_file():
         resume = True  # nothing is written, so the directory may hold a run
-        hint = "continue it with --resume, replace it with --overwrite, or choose another output_dir"
+        hint = "continue this run with --resume, replace it with --overwrite, or choose another output_dir"
         console.print(Text(f"{directory.path} contains a run; {hint}"), soft_wrap=True)
     try:
         directory.check(resume=resume, overwrite=overwrite)

@@ -57,7 +57,7 @@ class KLConfig(Section):
         if every is not None and info.data.get("reference", "start") != "start":
             raise ValueError(
                 "would replace the reference policy by the current policy, but `reference` names another "
-                f"model ({info.data['reference']}); remove one of the two settings"
+                f"model ({info.data['reference']}); remove `reference`, or remove this setting"
             )
         return every
 
@@ -69,7 +69,7 @@ class EntropyTargetConfig(Section):
     `max_coefficient`.
     """
 
-    value: Positive = Field(description="target of the mean entropy of an action, in nats")
+    value: Positive = Field(description="target of the mean entropy per action, in nats")
     rate: Positive = Field(
         default=0.001,
         description="amount by which the weight of the entropy bonus changes after each batch, for each "

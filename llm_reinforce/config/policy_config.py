@@ -59,7 +59,8 @@ class AdapterConfig(Section):
 
     rank: Count = Field(default=16, description="rank of the adapters")
     alpha: Positive = Field(
-        default=32.0, description="scale of the adapters; their output is multiplied by alpha / rank"
+        default=32.0,
+        description="scale of the adapters: the output of an adapter is multiplied by alpha / rank",
     )
     target_modules: Text | Annotated[tuple[Text, ...], Field(strict=False, min_length=1)] = Field(
         default="all-linear",
@@ -102,7 +103,7 @@ class PolicyConfig(Section):
     chat_template_date: Text | None = Field(
         default=None,
         description="date that the chat template prints as the current date, such as 2026-11-29; null: the "
-        "date on which the run starts, which is recorded",
+        "start date of the run, which is recorded",
     )
     revision: Text | None = Field(default=None, description="branch, tag or commit of the model on the hub")
     trust_remote_code: bool = Field(

@@ -58,8 +58,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Args:
         path: a recipe file, a run directory, or the name of a built-in recipe.
         overrides: changes of the form `section.key=value`. Their values replace the values in the file. If
-            another setting of the file is not valid together with these values, its default is used, and a
-            warning is issued.
+            another setting of the file is not valid together with these values, the default of this other
+            setting is used, and a warning is issued.
 
     Raises:
         InputError: if the recipe does not exist or is invalid. The message has one line for each problem.

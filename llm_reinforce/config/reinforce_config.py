@@ -61,8 +61,8 @@ class ValueConfig(Section):
         default=1.0,
         ge=0,
         le=1,
-        description="λ of generalized advantage estimation; with 1, the gradient is unbiased; smaller values "
-        "reduce its variance but introduce bias",
+        description="λ of generalized advantage estimation; with 1, the gradient is unbiased; smaller "
+        "values reduce the variance of the gradient but introduce bias",
     )
     hidden_size: Count = Field(default=128, description="width of the value network's hidden layer")
     learning_rate: Positive = Field(
@@ -70,8 +70,8 @@ class ValueConfig(Section):
     )
     num_steps: Count = Field(
         default=8,
-        description="number of optimizer steps of the value network per update; these steps are taken "
-        "after the values of the network have been used as the baseline of the update",
+        description="number of optimizer steps of the value network per update, taken after the update has "
+        "used the values of the network as its baseline",
     )
 
 
@@ -95,8 +95,8 @@ class ImportanceConfig(Section):
     )
     beyond_limit: Literal["truncate", "mask"] = Field(
         default="truncate",
-        description="treatment of a weight above the limit; truncate: it is replaced by the limit; mask: it "
-        "is replaced by 0",
+        description="treatment of a weight above the limit; truncate: the weight is replaced by the limit; "
+        "mask: the weight is replaced by 0",
     )
 
     @field_validator("beyond_limit")
@@ -177,9 +177,9 @@ class ReinforceConfig(Section):
     )
     truncated: Literal["count", "mask"] | LengthPenaltyConfig = Field(
         default="count",
-        description="treatment of episodes cut off at max_new_tokens; count: they count like other "
-        "episodes; mask: they are left out of the baseline and the loss; a section: long "
-        "completions are penalized",
+        description="treatment of episodes cut off at max_new_tokens; count: truncated episodes count like "
+        "other episodes; mask: truncated episodes are left out of the baseline and the loss; a section: "
+        "long completions are penalized",
     )
     problems_per_update: Count = Field(
         default=16, description="number of problems per update, or per batch if updates_per_batch is above 1"
@@ -315,11 +315,13 @@ class ReinforceConfig(Section):
     @classmethod
     def _check_compares_episodes(cls, setting: int, info: ValidationInfo) -> int:
         if setting and info.data.get("episodes_per_problem", 2) < 2:
-            raise ValueError("compares the episodes of a problem; set episodes_per_problem to at least 2")
+            raise ValueError(
+                f"{info.field_name} compares episodes of one problem; set episodes_per_problem to at least 2"
+            )
         if setting and info.field_name == "standardize_rewards" and info.data.get("baseline") == "greedy":
             raise ValueError(
-                "can't be used with baseline: greedy, which is a reward that is not standardized; choose "
-                "another baseline, or remove this setting"
+                "standardize_rewards can't be used with baseline: greedy, because the rewards of greedy "
+                "completions are not standardized; choose another baseline, or remove standardize_rewards"
             )
         return setting
 
@@ -329,8 +331,9 @@ class ReinforceConfig(Section):
         num_problems = info.data.get("problems_per_update", num_updates)
         if num_problems % num_updates:
             raise ValueError(
-                f"each update needs an equal part of the batch, but problems_per_update is {num_problems}, "
-                f"which is not a multiple of {num_updates}; change one of the two settings"
+                f"problems_per_update ({num_problems}) must be a multiple of updates_per_batch "
+                f"({num_updates}), because each update uses an equal part of the batch; change one of these "
+                "settings"
             )
         return num_updates
 

@@ -136,7 +136,7 @@ class RewardConfig(Section):
         known = tuple(taken.model_fields)
         for name in arguments:
             if name not in known:
-                listed = f"its arguments: {', '.join(known)}" if known else "it takes no arguments"
+                listed = f"its arguments: {', '.join(known)}" if known else "this function takes no arguments"
                 raise conflict((name,), f"not an argument of {function}{nearest(name, known)} ({listed})")
         try:
             taken.model_validate(arguments)

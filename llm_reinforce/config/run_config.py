@@ -138,8 +138,8 @@ class Config(Section):
         if reinforce.clip is False:
             raise conflict(
                 ("clip",),
-                "with `false`, nothing corrects for the difference between the server's and the policy's "
-                "probabilities; remove this setting",
+                "with `clip: false`, nothing corrects for the difference between the server's and the "
+                "policy's probabilities; remove `clip`",
             )
         is_of_variant = "clip" in VARIANTS.get(reinforce.variant or "", {})
         has_clip = reinforce.clip is not None and (is_of_variant or "clip" in reinforce.model_fields_set)

@@ -31,9 +31,9 @@ class ServerConfig(Section):
     )
     directory: Text | None = Field(
         default=None,
-        description="directory for the weights, which the server reads under the same path; each run uses a "
-        "subdirectory of its own; null: output_dir followed by .server, or a temporary directory if the run "
-        "is not recorded",
+        description="directory to which the run writes the weights, and from which the server reads the "
+        "weights under the same path; each run uses a subdirectory of its own; null: output_dir followed by "
+        ".server, or a temporary directory if the run is not recorded",
     )
     timeout: Positive = Field(
         default=600.0, description="time, in seconds, that the trainer waits for the answer to a request"

@@ -419,7 +419,7 @@ def _worded(error: ErrorDetails, schema: Schema) -> tuple[KeyPath, str]:
         path = _path_of_unknown(error["loc"], schema)
         return path, _unknown_key(path, schema)
     if kind == "missing":
-        return path, "missing, and it has no default"
+        return path, "missing; this key has no default"
     if kind == "value_error":
         return path, str(context["error"])
     if kind == "conflict":

@@ -77,7 +77,7 @@ class WarmStartConfig(Section):
     def _check_length(cls, num_updates: int | None, info: ValidationInfo) -> int | None:
         epochs = info.data.get("epochs")
         if "epochs" in info.data and num_updates is None and epochs is None:
-            raise ValueError("missing, and epochs is missing too; set one of the two")
+            raise ValueError("num_updates and epochs are both missing; set one of them")
         if num_updates is not None and epochs is not None:
             raise ValueError("num_updates and epochs cannot both be set; remove one of them")
         return num_updates
@@ -117,8 +117,8 @@ class TrainingConfig(Section):
     )
     optimizer: Literal["adamw", "adamw_8bit"] = Field(
         default="adamw",
-        description="adamw: AdamW of PyTorch; adamw_8bit: AdamW with moment estimates of 8 bits per number, "
-        "which needs the extra `quantization`",
+        description="adamw: AdamW of PyTorch; adamw_8bit: AdamW with 8-bit moment estimates (needs the extra "
+        "`quantization`)",
     )
     master_weights: bool = Field(
         default=True,
@@ -175,8 +175,8 @@ class TrainingConfig(Section):
     )
     max_not_finite: Count = Field(
         default=10,
-        description="maximum number of consecutive updates whose gradient is not finite; when it is "
-        "reached, the run is saved and stopped",
+        description="maximum number of consecutive updates whose gradient is not finite; when this "
+        "number is reached, the run is saved and stopped",
     )
     process_timeout: Positive = Field(
         default=1800.0,

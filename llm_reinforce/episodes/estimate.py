@@ -164,7 +164,7 @@ def _rewards(
     if batch.reference_log_probs is None:
         raise ValueError(
             "reinforce.kl: the episodes have no log-probabilities of the reference policy, which this "
-            "setting needs; record them, or remove this setting"
+            "setting needs; record these log-probabilities, or remove this setting"
         )
     mask = action_mask(lengths, rewards.shape[1])
     # r_{t+1} - coefficient · (log π(a_t | s_t) - log π_ref(a_t | s_t))
@@ -174,7 +174,7 @@ def _rewards(
 def _greedy_returns(batch: EpisodeBatch, discount: float) -> Float[Tensor, " episode"]:
     """Return, for each episode, the return g_0 of the greedy completion of the episode's problem.
 
-    The value is NaN if the greedy completion is unscored.
+    The return is NaN if the greedy completion is unscored.
 
     Raises:
         ValueError: if a group has no greedy completion.

@@ -21,7 +21,7 @@ _FLEXIBLE = re.compile(FLEXIBLE_PATTERN)
 
 
 def strict_answer(text: str) -> str:
-    """Return the number after the first `#### `, or `[invalid]`.
+    """Return the number after the first `#### `, with a period or comma that follows it, or `[invalid]`.
 
     >>> strict_answer("3 + 4 = 7\\n#### 7.")
     '7.'

@@ -20,9 +20,10 @@ CONFIDENCE = 0.95
 
 
 def share_interval(shares: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
-    """Return a confidence interval for the mean of per-problem shares, each between 0 and 1.
+    """Return a confidence interval for the mean over problems of a share of completions.
 
-    If every share is 0 or 1, as with one completion per problem, this is the Wilson interval (1927). It is
+    `shares` has a number between 0 and 1 for each problem, such as the share of its completions that are
+    correct. If every share is 0 or 1, as with one completion per problem, this is the Wilson interval (1927),
     computed by scipy:
 
         p̃ = (p + z²/2n) / (1 + z²/n),   half width = z/(1 + z²/n) sqrt(p(1-p)/n + z²/4n²)

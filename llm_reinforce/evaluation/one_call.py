@@ -89,7 +89,7 @@ def evaluate(
             default is the training split of the data set or, if there is none, the training problems of the
             policy's run.
         stop: strings at which a completion is cut before it is verified.
-        seed: random seed of the sampling and of the choice of examples.
+        seed: random seed for sampling completions and choosing worked examples.
         batch_size: number of completions generated at the same time.
         output_dir: directory for all answers and `results.json`. To continue an interrupted evaluation, call
             the function again with the same directory.

@@ -82,7 +82,7 @@ class EvaluationRequest:
         examples: data set from which the worked examples are taken. None: the training split of the evaluated
             data set or, if there is none, the training problems of the policies' runs.
         stop: strings at which a completion is cut. If empty, the default of the data set is used.
-        seed: random seed of the sampling and of the choice of examples.
+        seed: random seed for sampling completions and choosing worked examples.
         batch_size: number of completions generated at the same time.
         output_dir: directory for results and answers. If it contains an interrupted evaluation with equal
             settings, this evaluation is continued. None: write no files.

@@ -132,7 +132,8 @@ def end_of_turn(
 ) -> str | None:
     """Return the text that the chat template writes after a reply, without white space at the beginning.
 
-    The result is None if the template does not accept a reply of the assistant or leaves out its text.
+    The result is None if the template does not accept a reply of the assistant, or leaves out the text of the
+    reply.
     """
     messages = [{"role": "user", "content": PROBE}, {"role": "assistant", "content": REPLY}]
     if system_prompt is not None:

@@ -91,8 +91,8 @@ def _context(model: nn.Module) -> int | None:
     """Return the maximum length of a sequence, in tokens. None: unknown.
 
     If the rotary frequencies depend on the length of a sequence, the result is the length up to which they
-    are constant. In longer sequences, the keys in the cache of the sampler would have other positions than in
-    training.
+    are constant. In longer sequences, the positions of the keys in the sampler's cache would differ from the
+    positions in training.
     """
     config = getattr(model, "config", None)
     limits = [getattr(config, name, None) for name in ("max_position_embeddings", "max_target_positions")]

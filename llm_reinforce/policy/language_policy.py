@@ -136,8 +136,8 @@ class LanguagePolicy:
         if changed := [content for content in kept if content not in text]:
             raise InputError(
                 f"prompt '{visible(changed[0], MAX_SHOWN)}': the chat template of the policy drops or "
-                f"changes it; the policy would read '{visible(text, MAX_SHOWN)}'. Correct the template, or "
-                "set policy.use_chat_template: false"
+                f"changes the prompt; the policy would read '{visible(text, MAX_SHOWN)}'. Correct the "
+                "template, or set policy.use_chat_template: false"
             )
         return text
 
@@ -243,7 +243,7 @@ class LanguagePolicy:
                 "the chat template does not begin a message of the assistant after the prompt; correct the "
                 "template, or set policy.use_chat_template: false"
                 if self.uses_chat_template
-                else "remove it from the prompts, or from problems.template"
+                else "remove the end token from the prompts, or from problems.template"
             )
             raise InputError(f"prompt '{visible(text, MAX_SHOWN)}': ends in the end token {end}; {remedy}")
 

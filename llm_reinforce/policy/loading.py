@@ -244,7 +244,7 @@ def policy_from_config(
 
     Args:
         recipe: the `policy` section.
-        seed: seed of the weights of a random model or of a new adapter.
+        seed: seed for the random initial weights of a model or an adapter.
         device: device of the model.
     """
     if recipe.random_init is not None:

@@ -49,7 +49,7 @@ class MemoryPerToken:
 
     @property
     def of_layer(self) -> float:
-        """Memory of the activations of one layer per token, in bytes."""
+        """Memory that the activations of one layer need per token, in bytes."""
         return self.saved / self.num_layers
 
     def of_backward(self, num_tokens: int, *, gradient_checkpointing: bool) -> float:

@@ -1,9 +1,9 @@
-"""Compare the fast path with the model's own forward pass before it is used.
+"""Before the fast path is used, compare it with the model's own forward pass.
 
-The fast path does not call the forward pass of a model. It would not notice a patched class, another version
-of transformers, or a setting that it does not know. Therefore, the results of the fast path and of the
-forward pass are compared on a few tokens when a model is loaded, and again when the code or the settings of
-the model have changed.
+The fast path does not call the model's forward pass. It would not notice a patched class, another version of
+transformers, or a setting that it does not know. Therefore, the results of the fast path and of the forward
+pass are compared on a few tokens when a model is loaded. They are compared again if the code of the model or
+the settings of the model have changed.
 """
 
 import sys

@@ -177,7 +177,7 @@ def _check_causal(model: nn.Module, trial: Trial) -> None:
     if agree(model, scored(model, lambda: alone(model, Trial(trial.prompts, first))), whole):
         return
     is_encoder = getattr(_inner(model).config, "is_decoder", None) is False
-    hint = "if it was trained as a decoder, set is_decoder: true in its config.json; otherwise, " * is_encoder
+    hint = "if the model is a decoder, set is_decoder: true in its config.json; otherwise, " * is_encoder
     raise InputError(
         f"{_not_supported(model)} the log-probability of a token depends on later tokens, as in an encoder; "
         f"{hint}use a model that predicts the next token"

@@ -42,7 +42,7 @@ def stopped_run(path: Path) -> tuple[Config, Path] | None:
     config = load_config(path)
     if is_older and num_updates_of(checkpoint) >= config.training.num_updates:
         return None
-    used = f"its newest checkpoint, {checkpoint.name}, is used"
+    used = f"the newest checkpoint, {checkpoint.name}, is used"
     instead = f" instead of the older policy in {policy}" if is_older else ""
     skipped = "".join(f"; skipped checkpoint {fault}" for fault in faults)
     warnings.warn(f"{path}: the run is not finished; {used}{instead}{skipped}", stacklevel=3)

@@ -100,7 +100,7 @@ def batch_mean(
 def _group_sums(
     returns: Float[Tensor, " episode"], groups: Int[Tensor, " episode"], scored: Bool[Tensor, " episode"]
 ) -> tuple[Float[Tensor, " episode"], Float[Tensor, " episode"]]:
-    """Return, for each episode, the sum and the number of the returns of scored episodes of its group."""
+    """For each episode, return the sum and the count of the returns of the scored episodes in its group."""
     _, group_index = torch.unique(groups, return_inverse=True)
     num_groups = int(group_index.max()) + 1 if len(groups) else 0
     valid = scored.to(returns.dtype)
@@ -215,7 +215,7 @@ def optimal(
 def _sums_of_others(
     values: Float[Tensor, " episode"], groups: Int[Tensor, " episode"], scored: Bool[Tensor, " episode"]
 ) -> Float[Tensor, " episode"]:
-    """Return, for each episode, the sum of the values of the other scored episodes of its group.
+    """For each episode, return the sum of the values of the other scored episodes in its group.
 
     The values of the other episodes are added directly. If the value of the episode were subtracted from the
     sum of the group, rounding would make the result depend on this value.

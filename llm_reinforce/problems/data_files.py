@@ -224,7 +224,7 @@ def _parsed(place: str, text: str) -> object:
     try:
         value: object = json.loads(text, parse_constant=refuse)
     except json.JSONDecodeError as error:
-        # for JSONL, `place` contains the number of the line; for a JSON list, the error contains it
+        # for JSONL, `place` contains the number of the line; for a JSON list, the error contains this number
         line = f", line {error.lineno}" if "\n" in text.strip() else ""
         raise InputError(f"{place}{line}: invalid JSON at column {error.colno}: {error.msg}") from error
     except (ValueError, RecursionError) as error:

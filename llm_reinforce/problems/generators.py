@@ -128,7 +128,7 @@ class _Stratum:
         return all(value in self.held_out_operands for value in values)
 
     def expressions(self) -> Iterator[_Expression]:
-        """Yield all expressions of this stratum in numerical order."""
+        """Yield all expressions of this stratum, always in the same order."""
         if self.operation == "division":
             for quotient, divisor in itertools.product(self.operands, self.divisor_range()):
                 yield _Expression((quotient * divisor, divisor), ("/",))

@@ -48,7 +48,7 @@ class Overlap:
         return tuple(found)
 
     def summary(self) -> dict[str, int]:
-        """Return the number of pairs of each kind and of evaluated problems, as a dict for a JSON file."""
+        """Return the lengths of `same` and `masked` and the number of evaluated problems, for a JSON file."""
         return {"same": len(self.same), "masked": len(self.masked), "evaluated": self.num_evaluated}
 
 

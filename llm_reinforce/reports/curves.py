@@ -9,7 +9,7 @@ from typing import Any
 from llm_reinforce.reports.recorded_run import RecordedRun, Row
 
 MAX_POINTS = 1_000  # maximum number of points of a curve
-MAX_POINTS_OF_RUNS = 6_000  # maximum number of points of the curves of one metric, for all runs together
+MAX_POINTS_OF_RUNS = 6_000  # maximum number of points in all curves of one metric together
 
 
 @dataclass(frozen=True, slots=True)

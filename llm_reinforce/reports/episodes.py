@@ -8,7 +8,7 @@ from llm_reinforce.reports.curves import rounded
 from llm_reinforce.reports.recorded_run import RecordedRun, Row
 from llm_reinforce.reports.shown_text import MAX_TOKEN, shown
 
-MAX_BYTES = 2_500_000  # approximate maximum size of the JSON of all episodes of a page
+MAX_BYTES = 2_500_000  # approximate maximum size of all episodes on a page, as JSON
 EPISODE_BYTES, TOKEN_BYTES = 300, 30  # approximate size of an episode, and of each of its tokens
 MAX_TOKENS = 2_000  # maximum number of tokens shown of a completion
 NUM_TRACKED = 20  # number of problems whose answers are recorded at every evaluation

@@ -134,8 +134,8 @@ def one_answer(run: RecordedRun, facts: RunFacts) -> Finding | None:
         "start a new run with a lower training.learning_rate or a higher reinforce.entropy_coefficient, and "
         "check that the reward depends on the problem",
         [
-            f"these problems have {len(right):,} different right answers, and the most frequent one occurs "
-            f"{count_right:,} times"
+            f"the {len(answers):,} problems have {len(right):,} different right answers, of which the most "
+            f"frequent occurs {count_right:,} times"
         ],
     )
 

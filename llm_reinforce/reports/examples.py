@@ -45,7 +45,7 @@ def described(row: Row) -> str:
 
 
 def _refused(rows: Sequence[Row]) -> Row | None:
-    """Return the last episode whose answer was rejected for the most frequent reason of all rejections."""
+    """Return the last episode whose answer was rejected for the most frequent reason."""
     wrong = [row for row in rows if not row.get("correct")]
     reasons = Counter(row.get("reason") for row in wrong)
     return next((row for row in reversed(wrong) if row.get("reason") == reasons.most_common(1)[0][0]), None)

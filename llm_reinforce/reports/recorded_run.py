@@ -79,7 +79,7 @@ def find_runs(paths: list[Path]) -> list[RunSummary]:
 
 
 def read_run(summary: RunSummary, name: str) -> RecordedRun:
-    """Read the files of a run. The content of a file that the run has not written is empty."""
+    """Read the files of a run. A file that the run has not written is read as empty."""
     directory = RunDirectory(summary.path)
     episodes, num_episode_updates = _episodes(summary.path / "episodes.jsonl")
     is_seed = summary.path.name.startswith("seed-")  # `compare` writes VARIANT/seed-N

@@ -191,10 +191,10 @@ def noisy_updates(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
         updates_of(rows, facts),
         f"the gradients of {span(rows, facts)} can't be distinguished from noise, and the reward does "
         "not rise",
-        "measure the noise scale with `llm-reinforce variance`. If it is far above the number of episodes "
-        "of an update, use more reinforce.problems_per_update or reinforce.episodes_per_problem, a "
-        "baseline with less variance, or easier problems. Otherwise, the gradient changes faster than Adam "
-        "averages it, so lower training.learning_rate",
+        "measure the noise scale with `llm-reinforce variance`. If the noise scale is far above the number "
+        "of episodes of an update, use more reinforce.problems_per_update or "
+        "reinforce.episodes_per_problem, a baseline with less variance, or easier problems. Otherwise, the "
+        "gradient changes faster than Adam averages it, so lower training.learning_rate",
         [*_signal(rows, facts), f"reward: {reward}"],
     )
 

@@ -173,7 +173,7 @@ def truncation(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
         [
             f"mean length: {mean(rows, 'completions/mean_length'):.1f} tokens; longest completion: "
             f"{max(finite(rows, 'completions/max_length'), default=math.nan):.0f} tokens",
-            f"accuracy: {mean(rows[:half], 'accuracy'):.1%} in the first half of these updates, "
+            f"accuracy: {mean(rows[:half], 'accuracy'):.1%} in the first half of {span(rows, facts)}, "
             f"{mean(rows[half:], 'accuracy'):.1%} in the second half",
         ],
     )
@@ -262,7 +262,10 @@ def sampler_mismatch(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
     if not differences or median(differences) <= limit:
         return None
     if has_server:
-        remedy = "check that no other run uses the server, and that it was started with `llm-reinforce serve`"
+        remedy = (
+            "check that no other run uses the server, and that the server was started with `llm-reinforce "
+            "serve`"
+        )
     else:
         remedy = (
             "check for parts of the model that behave differently in sampling and in the update, such as "

@@ -102,8 +102,8 @@ class RunDirectory:
             )
         if found and not overwrite:
             raise InputError(
-                f"output_dir {self.path} is not empty ({', '.join(found[:4])}); resume the run in it "
-                f"({RESUME}), replace it ({OVERWRITE}), or choose another output_dir"
+                f"output_dir {self.path} is not empty ({', '.join(found[:4])}); resume the run in this "
+                f"directory ({RESUME}), replace the run ({OVERWRITE}), or choose another output_dir"
             )
 
     def is_begun(self) -> bool:
@@ -129,8 +129,8 @@ class RunDirectory:
             lock.acquire(blocking=False)
         except Timeout as error:
             raise InputError(
-                f"output_dir {self.path}: another run is writing to it; wait until that run ends, stop it, "
-                "or choose another output_dir"
+                f"output_dir {self.path}: another run is writing to this directory; wait until that run "
+                "ends, stop it, or choose another output_dir"
             ) from error
         except OSError as error:
             raise InputError(f"output_dir {self.path} can't be created: {error.strerror}") from error

@@ -18,7 +18,7 @@ CONNECT_TIMEOUT = 30.0  # maximum duration of an attempt to connect, in seconds
 MAX_SHOWN = 300  # maximum number of characters of the server's answer that an error message quotes
 CHUNK = 1 << 16  # number of bytes that are read at once
 HOW_TO_START = "start the server with `llm-reinforce serve`, then resume the run"
-HOW_TO_RESTART = "read the log of the server, restart it, then resume the run"
+HOW_TO_RESTART = "read the log of the server, restart the server, then resume the run"
 REJECTION = ("the server rejected the request", HOW_TO_RESTART)
 REDIRECTION = (
     "the server redirected the request",
@@ -176,8 +176,8 @@ def _headers() -> dict[str, str]:
     if key := os.environ.get(API_KEY, "").strip():
         if not (key.isascii() and key.isprintable()):  # the message does not show the key
             raise ServerError(
-                f"{API_KEY}: has characters that cannot be sent as a key; correct the environment variable, "
-                "then resume the run"
+                f"{API_KEY}: the key in this environment variable has characters that an HTTP header cannot "
+                "contain; correct the key, then resume the run"
             )
         headers["Authorization"] = f"Bearer {key}"
     return headers

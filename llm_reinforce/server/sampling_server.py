@@ -134,7 +134,7 @@ class SamplingServer:
             metrics of the server by name, such as the number of batches since the latest transfer.
 
         Raises:
-            ServerError: if the transfer fails, or if the server then has other weights than the policy.
+            ServerError: if the transfer fails, or does not give the server the weights of the policy.
         """
         if self._num_batches is None or self._num_batches >= self.settings.sync_every:
             self.sync(policy, prompts, num_tokens)
@@ -231,8 +231,8 @@ class SamplingServer:
             raise
         except ServerError as error:
             raise ServerError(
-                f"{error}. The server reads the weights from {files}, which has to exist under this path on "
-                "the machine of the server"
+                f"{error}. The server reads the weights from {files}, so this directory has to exist under "
+                "this path on the machine of the server"
             ) from error
         self.served = Served(version if way == "adapter" else models.base, version)
         for adapter_name in models.adapters:  # also adapters from earlier processes of the run

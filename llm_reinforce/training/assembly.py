@@ -62,10 +62,10 @@ def build_loop(
             the policy, the first prompt with its special tokens, and notes about the prompts.
 
     Raises:
-        InputError: if the processes were launched with unsupported settings, if the problems, a reward
-            function or the policy cannot be loaded, or if a prompt does not fit into the context of the
-            policy, contains characters that `policy.random_init.alphabet` lacks, ends in an end token, or is
-            changed by the chat template.
+        InputError: if the processes were launched with unsupported settings, or if the problems, a reward
+            function or the policy cannot be loaded. A prompt also causes this error if it does not fit into
+            the context of the policy, contains characters that `policy.random_init.alphabet` lacks, ends in
+            an end token, or is changed by the chat template.
     """
     display = display or Silent()
     prepare_launch(config.training.mixed_precision)
@@ -129,9 +129,12 @@ def build_loop(
 def server_from_config(config: Config) -> SamplingServer | None:
     """Return the server that samples the episodes of a run; None if `sampling.server` is not set.
 
-    The weights for the server are written to the directory `OUTPUT_DIR.server` beside `output_dir`. If
-    `sampling.server.directory` is set, they are written to a subdirectory of this directory, and the name of
-    the subdirectory depends on `output_dir`. Without `output_dir`, a temporary directory is used.
+    The weights for the server are written to one of these directories:
+
+    - a subdirectory of `sampling.server.directory`, if this setting is set. The name of the subdirectory
+      depends on `output_dir`. Without `output_dir`, the subdirectory is temporary.
+    - `OUTPUT_DIR.server`, next to `output_dir`, if only `output_dir` is set.
+    - a temporary directory, if neither is set.
     """
     settings = config.sampling.server
     if settings is None:

@@ -278,8 +278,9 @@ class BatchSampler:
         Without a curriculum, the counts are returned unchanged.
 
         Args:
-            counts: numbers of correct episodes and of all episodes of each problem before the batch.
-            drawn: index of the problem of each group of the batch.
+            counts: for each problem, the discounted numbers of correct episodes and of all episodes before
+                the batch.
+            drawn: for each group of the batch, the index of its problem.
             batch: episodes of all processes.
         """
         curriculum = self.reinforce.curriculum
@@ -315,7 +316,7 @@ class BatchSampler:
         *,
         refill: int = 0,
     ) -> tuple[EpisodeBatch, EpisodeBatch]:
-        """Sample episodes of the problems with the indices `drawn`, which are divided among all processes.
+        """Divide the problems with the indices `drawn` among all processes, and sample their episodes.
 
         Returns:
             the episodes of this process, and the episodes of all processes.
@@ -370,7 +371,7 @@ class BatchSampler:
             is_trial: sample one short episode of each problem.
             on_step: function that is called after each step of the sampler, with the number of completions
                 that have ended and the number of sampled tokens.
-            first_group: index of the first problem of this process among the problems of all processes. None:
+            first_group: index of this process's first problem among the problems of all processes. None:
                 compute the index, assuming that all processes have equally many problems.
             refill: 0 for the first problems of a batch; 1, 2, … for the first, second, … set of problems that
                 replace other problems of the batch.

@@ -299,7 +299,7 @@ class TrainingLoop:
         return self.state
 
     def updates(self, *, resume: bool = False) -> Iterator[Update]:
-        """Train, and yield an `Update` after each optimizer step, or after the optimizer steps of each batch.
+        """Train, and yield an `Update` after the optimizer steps of each batch (by default, one step).
 
         The run ends after `training.num_updates` updates, after the update that reaches `training.num_tokens`
         sampled tokens, or after the update during which `stop_requested` is set. If a batch is shared by

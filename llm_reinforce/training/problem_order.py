@@ -61,7 +61,7 @@ def with_episodes(
 
     Args:
         counts: the counts before the batch.
-        drawn: index of the problem of each group of episodes.
+        drawn: for each group of episodes, the index of its problem.
         batch: episodes with verdicts, of all processes.
         decay: factor of the earlier counts.
     """
@@ -101,7 +101,7 @@ def draw_by_pass_rate(
 
     Args:
         settings: the settings of the curriculum.
-        counts: discounted numbers of correct episodes and of all episodes of each problem.
+        counts: for each problem, the discounted numbers of correct episodes and of all episodes.
         num_problems: number of training problems.
         size: number of problems to draw.
         seed: seed of the random choice.

@@ -49,7 +49,10 @@ class RunCheckpoints:
     sharded: ShardedModel | None = None
 
     def is_due(self, state: TrainState, before: TrainState | None) -> bool:
-        """Return True if a checkpoint is due by `checkpoint_every`, `keep_best` or the end of a warm start.
+        """Return True if a checkpoint should be saved after the latest update.
+
+        A checkpoint is saved every `checkpoint_every` updates, after a new best evaluation with `keep_best`,
+        and after a warm start.
 
         Args:
             state: train state after the latest update.

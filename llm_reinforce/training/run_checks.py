@@ -27,10 +27,11 @@ def check_answers(
     problems: Sequence[Problem],
     held_out: Sequence[Problem],
 ) -> None:
-    """Check that problems have answers if the settings depend on the correctness of answers.
+    """Check that the problems have the reference answers that the settings need.
 
     Raises:
-        InputError: if a setting needs answers or held-out problems that are missing.
+        InputError: if `refill` or `curriculum` is set and the training problems have no reference answers, or
+            if `keep_best` or `stop_at` is set and there are no held-out problems with reference answers.
     """
     of_batches = {"refill": reinforce.refill > 0, "curriculum": reinforce.curriculum is not None}
     for name, is_set in of_batches.items():
@@ -139,8 +140,8 @@ class RunChecks:
             say: function that shows a message to the user.
 
         Raises:
-            InputError: if no episode of the run's first update could be scored, or if all its scored episodes
-                are left out because they are truncated.
+            InputError: if no episode of the run's first update could be scored, or if all scored episodes of
+                this update are left out because they are truncated.
             RunStoppedError: if the fraction of unscored episodes is above `training.max_unscored_share`.
         """
         failures = sample.failures

@@ -41,7 +41,7 @@ _MAX_VALUES = 32  # maximum number of values in a list
 def verify_algebra(completion: str, answer: str, prompt: str = "", *, truncated: bool = False) -> Verdict:
     """Compare the final answer of a completion with a reference answer that is LaTeX or algebra.
 
-    The reason of the verdict is `timed_out` if the comparison takes longer than `TIME_LIMIT` seconds, and
+    The reason for the verdict is `timed_out` if the comparison takes longer than `TIME_LIMIT` seconds, and
     `crashed` if the worker process ends, for example because it is out of memory. All other reasons are
     listed in `Verdict`. This function can be called from any thread and never raises an exception. Up to
     `NUM_WORKERS` threads compare answers at the same time.
@@ -312,10 +312,18 @@ if hasattr(os, "register_at_fork"):
 
 @lru_cache(maxsize=16_384)
 def compare_parts(answer: tuple[str, ...], right: tuple[str, ...], *, is_equation: bool = False) -> str:
-    """Compare values in any order, or the two sides of an equation, in a worker process.
+    """Compare an answer with the reference answer in a worker process.
+
+    Values are compared as lists whose order does not matter. Equations are equal if they differ only by a
+    constant factor that is not zero.
 
     The result is `equal`, `different`, `timed_out` or `crashed`. It is cached, so that the verdict and the
     reward of an episode agree even after a time-out.
+
+    Args:
+        answer: the values of the answer, or the two sides of its equation.
+        right: the values of the reference answer, or the two sides of its equation.
+        is_equation: True if `answer` and `right` are the sides of equations.
     """
     if any(map(_BASE.fullmatch, (*answer, *right))):
         return "equal" if _in_base(answer) == _in_base(right) else "different"

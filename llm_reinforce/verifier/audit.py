@@ -60,7 +60,7 @@ class Doubt:
     Attributes:
         problem: problem that the reference answer belongs to.
         wrapping: first wrapping in which the answer is rejected; "" if the answer is empty.
-        reason: reason of the verdict, as in `Verdict.reason`; `empty` if the answer is empty.
+        reason: reason for the verdict, as in `Verdict.reason`; `empty` if the answer is empty.
     """
 
     problem: AnsweredQuestion

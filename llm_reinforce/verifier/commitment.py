@@ -9,7 +9,7 @@ All rules read the tokens of a normalized text, so that emphasis, `$` and LaTeX 
   this side is one number. `132 = 47+85` commits to its first side, because the other side has no variable.
   All sides that are numbers must be equal. If no side is one number, the chain is `not_evaluated`.
 - *Beside a number*: `context.py` has the rules on the tokens before and after a chain.
-- *Correction*: "42, no, 43" commits to the number after the correction.
+- *Correction*: "42, no, 43" commits to 43, the number after the correction word "no".
 - *Slot* (a text that should contain only the answer, such as the content of a box): the text must have
   exactly one chain, and no condition or variable beside this chain.
 - *Sentence* after "answer is": the sentence commits to its first number if nothing precedes this number, and
@@ -145,7 +145,11 @@ class _Text:
     # --- the three kinds of texts -----------------------------------------------------------------------
 
     def read_only(self, shown: str | None) -> Reading:
-        """Read the only number of a slot, or the only chain of numbers joined by operators and "="."""
+        """Read a slot that has one number, or one chain of numbers joined by operators and "=".
+
+        If the slot has several numbers or chains, the result has no value, and its `reason` is
+        `several_values` or `relation`.
+        """
         chains, _ = self._chains()
         readings = [self.read_chain(chain, shown) for chain in chains]
         valid = [index for index, chain in enumerate(chains) if not self.is_silent(chain[0])]
@@ -162,9 +166,10 @@ class _Text:
         return readings[index]
 
     def read_lead(self, leads: bool) -> Reading:
-        """Read the first number if `leads` is True, and otherwise the last number.
+        """Read the first number of the text if `leads` is True, and otherwise the last number.
 
-        After a correction such as "42, no, 43", the first number after the correction is read.
+        If the text corrects itself, the first number after the last correction word is read in both cases:
+        43 in "42, no, 43".
         """
         chains, is_corrected = self._chains()
         if leads or is_corrected:

@@ -31,10 +31,14 @@ Rule = Callable[..., "re.Match[str] | None"]
 
 
 def _rules(skipped: str, *rules: tuple[str, str]) -> tuple[Rule, list[str]]:
-    """Compile rules into one pattern. Return its function `match`, and the result of each rule.
+    """Compile rules into one pattern. Return the pattern's method `match`, and the result of each rule.
 
-    A rule is a pair of its result and a pattern. The first rule that matches after the skipped tags is
-    applied.
+    The compiled pattern first skips tags that match `skipped`, such as brackets. The first rule that matches
+    the tags after the skipped tags is applied.
+
+    Args:
+        skipped: pattern of the tags that are skipped.
+        rules: pairs (result, pattern).
     """
     return re.compile(skipped + "(?:" + "|".join(f"({rule})" for _, rule in rules) + ")").match, [
         reason for reason, _ in rules

@@ -227,7 +227,10 @@ def _after_cue(text: str) -> str | None:
 
 
 def _without_half_emphasis(line: str, before: str) -> str:
-    """Remove the second half of "**Answer:**" or "**Answer: 42**" from the text after "answer is"."""
+    """Remove the closing "**" of "**Answer:** 42" or "**Answer: 42**" from `line`, the text after "Answer:".
+
+    `before` is the text before "Answer:", with the opening "**".
+    """
     rest = line.lstrip("*_")
     if line[: len(line) - len(rest)] not in rest:
         return rest

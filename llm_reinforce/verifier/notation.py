@@ -4,8 +4,8 @@ After `plain`, a number in bold, in `$…$`, in `\text{…}` or in the digits of
 number without markup. The rules that read an answer therefore need to know only one notation. Line ends are
 kept, because they carry meaning. A special token between two digits, such as `<pad>`, becomes U+FFFD.
 
-The running time of each pattern is linear in the length of the text, because its repetitions are bounded,
-possessive or cannot overlap.
+The running time of each pattern is linear in the length of the text, because each of its repetitions is
+bounded, is possessive, or cannot overlap with another repetition.
 """
 
 import re

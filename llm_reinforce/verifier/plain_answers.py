@@ -48,7 +48,7 @@ class Verdict:
     extracted: str | None
     """The final answer as text; None if there is no answer."""
     reason: str
-    """Reason of the verdict; the values are listed above."""
+    """Reason for the verdict; the values are listed above."""
 
     @property
     def is_unparseable(self) -> bool:

@@ -170,7 +170,7 @@ class _Worker:
             process = self.process = self.process or self._start()
         except OSError as error:
             self._set_deadline(self.start_limit, WorkerError)
-            inbox.put((self, None, WorkerError(f"its worker process cannot be started: {error}")))
+            inbox.put((self, None, WorkerError(f"the worker process cannot be started: {error}")))
             return
         if is_new:
             self._set_deadline(self.start_limit, WorkerError)
@@ -239,12 +239,9 @@ _Inbox = queue.SimpleQueue[
 def _next_answer(
     busy: Mapping[_Worker, int], inbox: _Inbox
 ) -> tuple[_Worker, dict[str, Any] | WorkerError] | None:
-    """Wait for the next answer and return it with its worker.
+    """Wait for an answer, and return the worker and the answer, or None if the wait has to be repeated.
 
-    Returns:
-        the worker and its answer. If the worker failed or its deadline passed, the worker is killed, and the
-        answer is the error. The result is None if there is no answer yet. The caller then has to call this
-        function again.
+    If the worker failed or its deadline passed, the worker is killed, and the answer is the error.
     """
     first = min(busy, key=lambda worker: worker.deadline)
     try:
@@ -258,7 +255,7 @@ def _next_answer(
         return None
     worker, process, answer = event
     if worker.process is None and process is not None and worker in busy:
-        return worker, WorkerError("its worker process was killed by close()")
+        return worker, WorkerError("the worker process was killed by close()")
     if worker.process is not process:  # the process was killed before its answer arrived
         return None
     if isinstance(answer, WorkerError):
@@ -313,7 +310,7 @@ def _exchange(process: "subprocess.Popen[bytes]", message: object) -> dict[str, 
         _write(process, encoded)
         line = _read_line(process)
     if not line.endswith(b"\n"):
-        raise WorkerError(f"its worker process ended ({_ending(process)})")
+        raise WorkerError(f"the worker process ended ({_ending(process)})")
     try:
         answer: dict[str, Any] = json.loads(line)
     except ValueError:
@@ -337,7 +334,7 @@ def _read_line(process: "subprocess.Popen[bytes]") -> bytes:
         if part.endswith(b"\n"):
             break
         if len(line) > MAX_LINE:
-            raise WorkerError(f"its answer is longer than {MAX_LINE:,} bytes")
+            raise WorkerError(f"the answer of the worker process is longer than {MAX_LINE:,} bytes")
     return bytes(line)
 
 
@@ -349,7 +346,7 @@ def _ending(process: "subprocess.Popen[bytes]") -> str:
     try:
         code = process.wait(_TIME_TO_END)
     except subprocess.TimeoutExpired:
-        return "it closed its pipe"
+        return "the process closed its pipe"
     if code < 0:
         with suppress(ValueError):
             return signal.Signals(-code).name

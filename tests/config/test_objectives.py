@@ -157,11 +157,11 @@ def test_settings_of_batches_are_written_and_read_again(tmp_path: Path) -> None:
         ),
         (
             {"refill": 2, "episodes_per_problem": 1, "baseline": "none"},
-            "reinforce.refill: compares the episodes of a problem; set episodes_per_problem to at least 2",
+            "reinforce.refill: refill compares episodes of one problem; set episodes_per_problem to at least",
         ),
         (
             {"standardize_rewards": True, "baseline": "greedy"},
-            "reinforce.standardize_rewards: can't be used with baseline: greedy, which is a reward",
+            "reinforce.standardize_rewards: standardize_rewards can't be used with baseline: greedy",
         ),
         (
             {"stop_at": 0.5, "num_held_out": 0},

@@ -100,7 +100,7 @@ def test_scalars_follow_yaml_1_2(tmp_path: Path) -> None:
         ("sampling:", "x.yaml:8: sampling: should be a mapping, not null"),
         ("sampling: [1]", "x.yaml:8: sampling: should be a mapping, not a list of 1 item"),
         ("sampling: 5", "x.yaml:8: sampling: should be a mapping, not 5"),
-        ("  betas: [0.9]", "x.yaml:8: training.betas.1: missing, and it has no default"),
+        ("  betas: [0.9]", "x.yaml:8: training.betas.1: missing; this key has no default"),
         ("seed: 1\nseed: 2", "x.yaml:9: seed: given twice, first on line 8"),
         ("5: 1", "x.yaml:8: a key should be text, not 5 (quote it)"),
         (
@@ -148,9 +148,9 @@ def test_all_errors_are_reported_in_the_order_of_the_file(tmp_path: Path) -> Non
 def test_error_for_missing_key_names_its_section(tmp_path: Path) -> None:
     text = SMALLEST + "  warm_start: {batch_size: 4}\n"
     (message,) = complaints(tmp_path, text)
-    assert "training.warm_start.num_updates: missing, and epochs is missing too" in message
+    assert "training.warm_start.num_updates: num_updates and epochs are both missing" in message
     messages = complaints(tmp_path, "seed: 1\n")
-    assert messages == [f"x.yaml: {key}: missing, and it has no default" for key in ("policy", "problems")]
+    assert messages == [f"x.yaml: {key}: missing; this key has no default" for key in ("policy", "problems")]
 
 
 def test_default_learning_rate_depends_on_the_policy(tmp_path: Path) -> None:
@@ -187,7 +187,7 @@ IMPOSSIBLE = [
     ("problems={train: {data: a.jsonl, config: main}}", "problems.train.config", "not used for a file"),
     ("problems={train: {data: ~/A.JSONL, split: test}}", "problems.train.split", "not used for a file"),
     ("rewards=[{function: correct_answer, arguments: {pattern: a}}]",
-     "rewards.0.arguments.pattern", "not an argument of correct_answer (it takes no arguments)"),
+     "rewards.0.arguments.pattern", "not an argument of correct_answer (this function takes no arguments)"),
     ("rewards=[{function: conciseness, arguments: {max_token: 9}}]",
      "rewards.0.arguments.max_token", "not an argument of conciseness; did you mean 'max_tokens'?"),
     ("rewards=[{function: answer_format, arguments: {pattern: '('}}]",
@@ -239,7 +239,8 @@ IMPOSSIBLE = [
      "reinforce.moving_average_decay", "the baseline is value"),
     ("reinforce={baseline: value, value: {gae_lambda: 1.5}}", "reinforce.value.gae_lambda", "at most 1"),
     ("reinforce={baseline: value, value: {num_steps: 0}}", "reinforce.value.num_steps", "at least 1"),
-    ("reinforce.updates_per_batch=3", "reinforce.updates_per_batch", "is 16, which is not a multiple of 3"),
+    ("reinforce.updates_per_batch=3", "reinforce.updates_per_batch",
+     "(16) must be a multiple of updates_per_batch (3)"),
     ("reinforce.clip={}", "reinforce.clip", "has no effect with updates_per_batch: 1"),
     ("reinforce={updates_per_batch: 2, clip: {low: 0.1}, importance: {level: token}}",
      "reinforce.clip", "policy that sampled the episodes; remove `importance` or `clip`"),

@@ -137,7 +137,7 @@ def test_bos_token_occurs_once() -> None:
 
 
 def test_prompt_that_ends_in_an_end_token_is_rejected() -> None:
-    with pytest.raises(InputError, match=r"prompt '1=<end>': ends in the end token <end>; remove it"):
+    with pytest.raises(InputError, match=r"prompt '1=<end>': ends in the end token <end>; remove the end"):
         new_policy(None).encode_prompt("1=<end>")
     for template in (USER, USER + "{{ eos_token }}"):
         policy = new_policy(template)
@@ -183,7 +183,7 @@ def test_chat_template_that_drops_or_changes_the_text_is_rejected(template: str)
 def test_chat_template_that_drops_some_texts_is_rejected() -> None:
     policy = new_policy("{% for m in messages %}{{ m.content.split('=')[0] }}?{% endfor %}T:")
     assert policy.encode_prompt("12")
-    with pytest.raises(InputError, match="drops or changes it; the policy would read '12"):
+    with pytest.raises(InputError, match="drops or changes the prompt; the policy would read '12"):
         policy.encode_prompt("12=3")
 
 

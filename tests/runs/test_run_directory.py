@@ -245,7 +245,7 @@ def test_only_one_run_may_use_a_directory(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path / "run")
     with directory.locked():
         directory.prepare(resume=False, overwrite=False)  # the lock does not count as an earlier run
-        with pytest.raises(InputError, match=r"another run is writing to it"), directory.locked():
+        with pytest.raises(InputError, match=r"another run is writing to this directory"), directory.locked():
             raise AssertionError("the lock was acquired twice")
         directory.write_text("recipe.yaml", "seed: 0\n")
     with directory.locked():

@@ -105,7 +105,7 @@ def test_a_trainer_learns_from_demonstrations(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({}, "num_updates: missing, and epochs is missing too"),
+        ({}, "num_updates: num_updates and epochs are both missing"),
         ({"num_updates": 2, "epochs": 1}, "num_updates: num_updates and epochs cannot both be set"),
     ],
 )

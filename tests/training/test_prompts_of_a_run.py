@@ -126,5 +126,7 @@ def test_first_prompt_and_settings_of_the_chat_template_are_shown_and_recorded(
 def test_problems_that_the_chat_template_drops_are_refused(policy: Path) -> None:
     loaded = load_policy(policy)
     loaded.tokenizer.chat_template = "S:A"
-    with pytest.raises(InputError, match="prompt '0=': the chat template of the policy drops or changes it"):
+    with pytest.raises(
+        InputError, match="prompt '0=': the chat template of the policy drops or changes the prompt"
+    ):
         ReinforceTrainer(loaded, PROBLEMS, **SETTINGS)

@@ -267,7 +267,7 @@ def test_settings_that_a_server_cannot_use_are_rejected() -> None:
     )
     assert "reinforce.baseline: `optimal` needs" in message(reinforce={"baseline": "optimal"})
     uncorrected = {"updates_per_batch": 2, "clip": False}
-    assert "reinforce.clip: with `false`, nothing corrects" in message(reinforce=uncorrected)
+    assert "reinforce.clip: with `clip: false`, nothing corrects" in message(reinforce=uncorrected)
     for url in (
         "localhost",
         "ftp://localhost",

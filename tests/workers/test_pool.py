@@ -149,7 +149,7 @@ def test_start_that_takes_too_long_or_fails_raises_an_error() -> None:
     with pytest.raises(WorkerError, match="no answer within 0\\.5 seconds") as caught:
         WorkerPool("evaluating_worker", {"hang": True}, start_limit=0.5).greeting()
     assert not isinstance(caught.value, WorkerTimeoutError)
-    with pytest.raises(WorkerError, match=r"its worker process ended \(exit code 1\)"):
+    with pytest.raises(WorkerError, match=r"the worker process ended \(exit code 1\)"):
         WorkerPool("no_such_module", {}).greeting()
 
 

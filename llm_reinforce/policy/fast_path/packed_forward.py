@@ -46,8 +46,8 @@ def packable_model(model: nn.Module) -> Any:
 
     Llama-like models are supported, with or without adapters in their layers. A model is not supported if it
     has sliding-window attention, positions that depend on the longest sequence of a batch, layers on several
-    devices, gradient checkpointing, prompt-learning adapters, or hooks. Classes derived from classes of
-    transformers by users are not supported either.
+    devices, gradient checkpointing, prompt-learning adapters, or hooks. User-defined subclasses of
+    transformers classes are not supported either.
     """
     inner: Any = model
     if hasattr(inner, "get_base_model"):

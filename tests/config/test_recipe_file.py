@@ -378,7 +378,7 @@ def test_overrides_set_keys_list_items_and_missing_sections(tmp_path: Path) -> N
             "should be a number of at least 0 and below 1, not 'x'"),
         ),
         ("sampling.wibble=1", ("--set sampling.wibble=1: sampling.wibble: unknown key; known keys: "
-         "max_new_tokens, temperature, batch_size, server")),
+         "max_new_tokens, temperature, batch_size, cuda_graphs, server")),
         ("sampling={batch_size: 1, batch_size: 2}", ("--set sampling={batch_size: 1, batch_size: 2}: "
          "sampling.batch_size: given twice, first on line 1")),
     ],

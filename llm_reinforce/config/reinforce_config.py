@@ -35,11 +35,23 @@ class SamplingConfig(Section):
         default=None,
         description="number of completions sampled at the same time; null: all completions of an update",
     )
+    cuda_graphs: bool = Field(
+        default=False,
+        description="replay the forward passes that sample the episodes as CUDA graphs; needs a GPU and a "
+        "model with a fast path",
+    )
     server: ServerConfig | None = Field(
         default=None,
         description="vLLM server that samples the episodes of the updates; null: the processes of the run "
         "sample the episodes themselves",
     )
+
+    @field_validator("server")
+    @classmethod
+    def _check_cuda_graphs(cls, server: ServerConfig | None, info: ValidationInfo) -> ServerConfig | None:
+        if server is not None and info.data.get("cuda_graphs"):
+            raise ValueError("cannot be used with sampling.cuda_graphs; remove one of the two settings")
+        return server
 
     @field_validator("server")
     @classmethod

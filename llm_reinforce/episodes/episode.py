@@ -137,7 +137,7 @@ class EpisodeBatch:
         return len(self.episodes)
 
     def part(self, rows: Int[Tensor, " row"]) -> "EpisodeBatch":
-        """Return the episodes in the given rows as a batch, without logged numbers and greedy completions."""
+        """Return the episodes in the given rows as a batch without logged numbers or greedy completions."""
         return EpisodeBatch.of([self.episodes[row] for row in rows.tolist()])
 
     def rows_of_update(self, number: int, num_updates: int) -> Int[Tensor, " row"]:

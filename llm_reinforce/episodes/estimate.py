@@ -174,7 +174,7 @@ def _rewards(
 def _greedy_returns(batch: EpisodeBatch, discount: float) -> Float[Tensor, " episode"]:
     """Return, for each episode, the return g_0 of the greedy completion of the episode's problem.
 
-    The value is NaN if the greedy completion is unscored.
+    The return is NaN if the greedy completion is unscored.
 
     Raises:
         ValueError: if a group has no greedy completion.

@@ -143,7 +143,7 @@ def _shown(value: Any) -> str:
 
 
 def path_entries(paths: Sequence[str]) -> Entries:
-    """Return a mapping from each existing path, in the form that was given, to the absolute path."""
+    """Return a dict from each given path that exists to its absolute path."""
     found = {path: Path(path).expanduser() for path in paths}
     return {given: str(path.absolute()) for given, path in found.items() if path.exists()}
 
@@ -158,9 +158,9 @@ def installed_version(package: str) -> str:
 
 
 def _git_state(root: Path) -> Entries | None:
-    """Return the commit of the toolkit's git checkout, or None if the toolkit is installed as a package.
+    """Return the commit of the toolkit's git checkout, and whether tracked files differ from the commit.
 
-    `is_changed` is True if tracked files differ from the commit.
+    The result is None if the toolkit is installed as a package, or if git fails.
     """
     if not (root / ".git").exists():
         return None

@@ -121,7 +121,7 @@ def _without_folders(value: Any) -> Any:
 
 
 def _name(location: str) -> str:
-    """Return a hub id, data-set name or import path unchanged, or only the file name of a local path."""
+    """Return only the file name of an absolute path. Return a hub id or another name unchanged."""
     return Path(location).name if Path(location.partition(":")[0]).is_absolute() else location
 
 

@@ -23,8 +23,9 @@ class RunSummary:
 
     Attributes:
         path: directory of the run.
-        state: "running" if a process holds the run's lock; "finished" if all updates were made and the
-            policy was saved; "unreadable" if the recipe or the logs cannot be read; otherwise "stopped".
+        state: "unreadable" if the recipe or the logs cannot be read; "running" if a process holds the run's
+            lock; "finished" if the last update was made and the policy was saved; "stopped" in all other
+            cases.
         num_updates: number of updates made so far.
         max_updates: number of updates after which the run ends.
         accuracies: for each decoding mode, the accuracies of the first and of the last evaluation, in 0..1.
@@ -57,7 +58,7 @@ def list_runs(directory: str | Path = "runs") -> list[RunSummary]:
 
 
 def summarize_run(path: Path) -> RunSummary:
-    """Return the state and the result of the run in a directory, which contains a `recipe.yaml`."""
+    """Return the state and the result of the run in the directory `path`, which contains a `recipe.yaml`."""
     run = RunDirectory(path)
     metrics = path / "metrics.jsonl"
     last_change = (metrics if metrics.is_file() else path / "recipe.yaml").stat().st_mtime
@@ -68,7 +69,7 @@ def summarize_run(path: Path) -> RunSummary:
         last = _last_row(metrics)
         num_updates = int(last.get("update", 0))
         first_and_last: dict[str, tuple[float, float]] = {}
-        reached = 0.0  # highest lower limit of the 95% interval of the accuracy
+        reached = 0.0  # maximum of the lower limit of the accuracy's 95% interval
         for row in run.rows("evaluations.jsonl"):
             first = first_and_last.get(row["decoding"], (row["accuracy"],))[0]
             first_and_last[row["decoding"]] = (first, row["accuracy"])

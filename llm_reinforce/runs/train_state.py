@@ -45,14 +45,14 @@ class TrainState:
         moving_average: moving average of returns, for `baseline: moving_average`.
         best_evaluation: highest accuracy so far, and the update at which it was first reached, by decoding
             ("greedy" or "sampled").
-        accuracy_reached: highest lower limit so far of the 95% interval of the accuracy in the first decoding
-            mode.
+        accuracy_reached: lower limit of the accuracy's 95% interval in the first decoding mode of
+            `evaluation.decodings`, as the maximum over all evaluations so far.
         num_skipped_fits: number of updates in which steps of the value head were skipped, because their loss
             or gradient was not finite.
         entropy_coefficient: weight of the entropy bonus in the next update, with `entropy_target`. None:
             before the first update, or without a target.
         pass_counts: with `curriculum`, a mapping from the index of each problem that has been sampled to the
-            discounted number of its correct episodes and of all its episodes.
+            discounted numbers of its correct episodes and of all its episodes.
         pending_evaluations: decodings of the evaluation after the latest update that have not been measured,
             because the run was stopped before or during the evaluation. A resumed run measures these
             decodings first.
@@ -89,7 +89,7 @@ class TrainState:
         return cls(**{**values, **nested})
 
     def with_evaluation(self, decoding: str, accuracy: float) -> "TrainState":
-        """Return the state after an evaluation with this accuracy, which may be the highest so far."""
+        """Return a state in which the evaluation is no longer pending and the best evaluation is updated."""
         pending = tuple(each for each in self.pending_evaluations if each != decoding)
         best = self.best_evaluation.get(decoding)
         if best is None or accuracy > best.accuracy:

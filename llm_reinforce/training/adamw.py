@@ -103,8 +103,8 @@ class _WithMasterWeights(torch.optim.Optimizer):
     """Base class of an optimizer whose parameters are float32 copies ("master weights") of other weights.
 
     To save memory, the gradients of only a few weights at a time are converted to float32. Other code may
-    change a weight between two steps, for example by loading a checkpoint. The next step then updates the
-    float32 copy of this weight first.
+    change a weight between two steps, for example by loading a checkpoint. The next step then writes the
+    changed weight to its float32 copy first.
     """
 
     def __init__(self, weights: Sequence[nn.Parameter], **settings: Any) -> None:

@@ -62,10 +62,10 @@ def build_loop(
             the policy, the first prompt with its special tokens, and notes about the prompts.
 
     Raises:
-        InputError: if the processes were launched with unsupported settings, if the problems, a reward
-            function or the policy cannot be loaded, or if a prompt does not fit into the context of the
-            policy, contains characters that `policy.random_init.alphabet` lacks, ends in an end token, or is
-            changed by the chat template.
+        InputError: if the processes were launched with unsupported settings, or if the problems, a reward
+            function or the policy cannot be loaded. A prompt also causes this error if it does not fit into
+            the context of the policy, contains characters that `policy.random_init.alphabet` lacks, ends in
+            an end token, or is changed by the chat template.
     """
     display = display or Silent()
     prepare_launch(config.training.mixed_precision)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -278,8 +279,8 @@ class BatchSampler:
         Without a curriculum, the counts are returned unchanged.
 
         Args:
-            counts: for each problem, the number of its correct episodes and of all its episodes, before the
-                batch.
+            counts: for each problem, the discounted numbers of correct episodes and of all episodes before
+                the batch.
             drawn: for each group of the batch, the index of its problem.
             batch: episodes of all processes.
         """
@@ -316,7 +317,7 @@ class BatchSampler:
         *,
         refill: int = 0,
     ) -> tuple[EpisodeBatch, EpisodeBatch]:
-        """Sample episodes of the problems with the indices `drawn`, which are divided among all processes.
+        """Divide the problems with the indices `drawn` among all processes, and sample their episodes.
 
         Returns:
             the episodes of this process, and the episodes of all processes.
@@ -410,7 +411,9 @@ class BatchSampler:
                 activations=activations,
                 on_step=on_step,
                 length_penalty=None if is_trial else self.reinforce.length_penalty,
-                sample=sample_completions if self.server is None else self.server.sample_completions,
+                sample=partial(sample_completions, cuda_graphs=self.sampling.cuda_graphs)
+                if self.server is None
+                else self.server.sample_completions,
             )
 
     def random_number(self, purpose: str, state: TrainState, process: int | None = None) -> int:

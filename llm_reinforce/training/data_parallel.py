@@ -124,7 +124,7 @@ def check_sharded_settings(config: Config) -> None:
     """If FSDP was requested, check that the settings allow dividing the weights among the processes.
 
     Raises:
-        InputError: if a setting quantizes weights or moments, because quantized numbers cannot be divided.
+        InputError: if a setting quantizes weights or moments, because quantized tensors cannot be sharded.
     """
     rejected = {
         "policy.load_in_4bit": config.policy.load_in_4bit,
@@ -133,13 +133,13 @@ def check_sharded_settings(config: Config) -> None:
     for setting, is_set in rejected.items():
         if is_set and sharding() is not None:
             raise InputError(
-                f"{setting} is not supported with FSDP, because quantized numbers cannot be divided among "
+                f"{setting} is not supported with FSDP, because quantized tensors cannot be divided among "
                 "the processes; remove this setting, or start the processes without FSDP"
             )
 
 
 def shard(model: nn.Module, accelerator: Accelerator) -> ShardedModel | None:
-    """Return a copy of the model whose weights are divided among the processes and not loaded yet.
+    """Return a sharded copy of the model. The weights of the copy are not loaded yet.
 
     Return None if FSDP was not requested, or if there is only one process.
 
@@ -195,7 +195,7 @@ def describe_processes(accelerator: Accelerator) -> str:
 
 
 def own_rows(num_rows: int, accelerator: Accelerator) -> slice:
-    """Return the slice of this process's rows among the `num_rows` rows of all processes."""
+    """Return the slice that selects the rows of this process from the `num_rows` rows of all processes."""
     num_own = num_rows // accelerator.num_processes
     first = accelerator.process_index * num_own
     return slice(first, first + num_own)
@@ -295,7 +295,7 @@ def clip_gradients(model: nn.Module, max_norm: float) -> float:
 
 
 def sum_over_shards(model: nn.Module, numbers: Sequence[float], accelerator: Accelerator) -> Sequence[float]:
-    """Return the sums over all processes of numbers that each process has computed from its own weights.
+    """Sum numbers over all processes, after each process has computed them from its part of the weights.
 
     If the model is not sharded, every process has all weights, and the numbers are returned unchanged.
     """
@@ -307,7 +307,7 @@ def sum_over_shards(model: nn.Module, numbers: Sequence[float], accelerator: Acc
 def equal_passes(
     parts: Sequence[Sequence[int]], model: nn.Module, accelerator: Accelerator
 ) -> list[tuple[Sequence[int], bool]]:
-    """Return, for each forward pass that this process has to make, its rows and whether its loss counts.
+    """Return the forward passes of this process: the rows of each pass, and True if the loss counts.
 
     The passes of a sharded model exchange weights, so all processes have to make the same number of passes.
     A process with fewer parts than another process makes additional passes over one row. The loss of an

@@ -153,14 +153,14 @@ def _read_policy(
         section["system_prompt"] = own.system_prompt
     if own.chat_template_kwargs:
         section["chat_template_kwargs"] = dict(own.chat_template_kwargs)
-    # the policy's date of the chat template is left out, because a resumed run uses the recorded date
+    # the chat template's date is left out, because a resumed run uses the recorded date
     return section, own
 
 
 def _default_learning_rate(policy: LanguagePolicy | None) -> float | None:
     """Return the default learning rate for a policy object with an adapter or with random weights.
 
-    The result is None for other policy objects, which use the general default, and if `policy` is None.
+    The result is None if the general default applies, or if there is no policy object.
     """
     if policy is None:
         return None

@@ -53,9 +53,10 @@ class UpdateOutcome:
             the difference was not measured.
         learning_rate: learning rate of the step.
         skipped: the reason why the weights were not changed; None if the weights were changed.
-        frac_weights_changed: share of the weights with a nonzero gradient that the step changed. A weight in
-            half precision does not change if the step is smaller than half the distance to the next number.
-            None if the optimizer changes no weight in half precision, or if the step was skipped.
+        frac_weights_changed: among the half-precision weights with a nonzero gradient, the share that the
+            step changed. A weight does not change if the step is smaller than half the distance to the next
+            number. None if the step was skipped, or if the optimizer has no such weights (for example,
+            because it changes float32 copies).
         statistics: size of the step, and share of the gradient that is signal. None if the step was skipped,
             or if the statistics were not computed.
         counts: counts of the importance weights, or of the probability ratios, of the actions in the loss.
@@ -350,7 +351,7 @@ def frac_changed(
     parameters: Sequence[nn.Parameter],
     total: Callable[[Sequence[float]], Sequence[float]] = lambda numbers: numbers,
 ) -> float | None:
-    """Return the share of the weights with a nonzero gradient that a step has changed.
+    """Among the weights with a nonzero gradient, return the share that a step has changed.
 
     Return None if no weight has a nonzero gradient.
 

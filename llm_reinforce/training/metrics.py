@@ -86,9 +86,14 @@ def update_metrics(
 def step_metrics(outcomes: Sequence[UpdateOutcome], settings: ReinforceConfig) -> dict[str, float]:
     """Return the metrics of the optimizer steps of a batch, by name.
 
-    Losses, norms and shares are means over the steps that had scored episodes. Ratios are counted in all
-    steps. The difference between the log-probabilities of training and of sampling is taken from the first
-    step, because the later steps use a changed policy. The signal share is that of the last step.
+    - The loss and the gradient norm are means over the steps that had scored episodes.
+    - The share of changed weights and the relative size of a step are means over the steps in which they
+      were measured.
+    - The learning rate is that of the last step. The signal share is that of the last step whose statistics
+      were computed.
+    - Ratios are counted in all steps.
+    - The difference between the log-probabilities of training and of sampling is taken from the first step,
+      because the later steps use a changed policy.
     """
     metrics = {
         "learning_rate": outcomes[-1].learning_rate,

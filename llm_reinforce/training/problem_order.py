@@ -101,7 +101,7 @@ def draw_by_pass_rate(
 
     Args:
         settings: the settings of the curriculum.
-        counts: for each problem, the discounted number of its correct episodes and of all its episodes.
+        counts: for each problem, the discounted numbers of correct episodes and of all episodes.
         num_problems: number of training problems.
         size: number of problems to draw.
         seed: seed of the random choice.

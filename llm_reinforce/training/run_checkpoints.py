@@ -51,8 +51,8 @@ class RunCheckpoints:
     def is_due(self, state: TrainState, before: TrainState | None) -> bool:
         """Return True if a checkpoint should be saved after the latest update.
 
-        The reason is the interval `checkpoint_every`, a new best evaluation with `keep_best`, or the end of a
-        warm start.
+        A checkpoint is saved every `checkpoint_every` updates, after a new best evaluation with `keep_best`,
+        and after a warm start.
 
         Args:
             state: train state after the latest update.

@@ -140,8 +140,8 @@ class RunChecks:
             say: function that shows a message to the user.
 
         Raises:
-            InputError: if no episode of the run's first update could be scored, or if all its scored episodes
-                are left out because they are truncated.
+            InputError: if no episode of the run's first update could be scored, or if all scored episodes of
+                this update are left out because they are truncated.
             RunStoppedError: if the fraction of unscored episodes is above `training.max_unscored_share`.
         """
         failures = sample.failures

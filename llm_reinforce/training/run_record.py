@@ -102,7 +102,7 @@ def write_record(directory: RunDirectory, here: Mapping[str, Any], say: Callable
 
 
 def _note(before: Mapping[str, Any], here: Mapping[str, Any], different: Sequence[str]) -> str:
-    """Return a sentence about the differences from the process that trained the run before it was resumed."""
+    """Return a note about the changes of the environment since the run was last trained."""
     before_it, now = before.get("num_processes", here["num_processes"]), here["num_processes"]
     count = ""
     if before_it != now:

@@ -102,7 +102,7 @@ def mean_of_noise(beta_1: float, num_steps: int) -> float:
 
 
 def signal_share(mean_square: float, square: float, of_noise: float) -> float | None:
-    """Return the share |G|² / E|g|² of the squared gradient g that comes from its mean G.
+    """Return the signal share |G|² / E|g|² of a gradient g with the mean G = E g.
 
     Let N = E|g - G|² be the noise of an update's gradient. If G changes little within 1 / (1 - β₁) updates,
 

@@ -172,7 +172,7 @@ def tracking(config: Config, directory: RunDirectory, say: Say) -> Iterator[Trac
     """Start the trackers of a recorded run, yield them, and finish them.
 
     `trackers/series.json` contains the ids of the run in the trackers, so a resumed run continues the same
-    series. The file also contains the number of the last update and of the last evaluation that earlier
+    series. The file also contains the last update, and the last evaluation of each decoding, that earlier
     processes logged. A resumed run repeats the updates after its checkpoint, but does not log them again.
 
     Args:
@@ -254,7 +254,7 @@ def _tracker(name: str, config: Config, directory: RunDirectory, own_id: str, *,
 def _series(directory: RunDirectory) -> dict[str, Any]:
     """Return the content of `trackers/series.json`, updated from the logs of the run.
 
-    The number of the last update and of the last evaluation are read from the logs, because an earlier
+    The last update and the last evaluation of each decoding are read from the logs, because an earlier
     process may have been killed before it wrote the file.
     """
     series: dict[str, Any] = {"id": uuid.uuid4().hex, "ids": {}, "num_updates": 0, "evaluations": {}}

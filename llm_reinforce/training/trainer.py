@@ -296,7 +296,7 @@ class ReinforceTrainer:
         return self.result(history, seconds=time.monotonic() - started)
 
     def updates(self, *, resume: bool = False, overwrite: bool = False) -> Iterator[Update]:
-        """Train, and yield an `Update` after each optimizer step, or after the optimizer steps of each batch.
+        """Train, and yield an `Update` after the optimizer steps of each batch (by default, one step).
 
             for update in trainer.updates():
                 if update.metrics["accuracy"] > 0.9:

@@ -239,12 +239,9 @@ _Inbox = queue.SimpleQueue[
 def _next_answer(
     busy: Mapping[_Worker, int], inbox: _Inbox
 ) -> tuple[_Worker, dict[str, Any] | WorkerError] | None:
-    """Wait for the next answer and return it with its worker.
+    """Wait for an answer, and return the worker and the answer, or None if the wait has to be repeated.
 
-    Returns:
-        the worker and its answer. If the worker failed or its deadline passed, the worker is killed, and the
-        answer is the error. The result is None if there is no answer yet. The caller then has to call this
-        function again.
+    If the worker failed or its deadline passed, the worker is killed, and the answer is the error.
     """
     first = min(busy, key=lambda worker: worker.deadline)
     try:

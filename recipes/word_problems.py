@@ -3,10 +3,10 @@
 The folder gets train.jsonl, dev.jsonl, svamp_test.jsonl, multiarith_test.jsonl, and demonstrations.jsonl with
 the worked solutions of training problems. SVAMP, MultiArith and GSM8K are read from the hub, or from files in
 their published formats: `--svamp svamp.json --multiarith MultiArith.json --gsm8k train.jsonl`. On the hub,
-SVAMP and MultiArith have a test split. Their files have no splits, so 300 problems of SVAMP and 180 problems
-of MultiArith are drawn with a fixed seed as test problems. A training problem is left out if it is equal to a
-problem of dev.jsonl or of a test file, or differs from such a problem only in its numbers. The hub's copy of
-MultiArith has no equations, so its problems have no worked solutions.
+SVAMP and MultiArith have a test split. Their published files have no splits, so 300 problems of SVAMP and
+180 problems of MultiArith are drawn with a fixed seed as test problems. A training problem is left out if it
+is equal to a problem of dev.jsonl or of a test file, or differs from such a problem only in its numbers. The
+hub's copy of MultiArith has no equations, so its problems have no worked solutions.
 """
 
 import argparse
@@ -36,9 +36,9 @@ OPERATORS: dict[type[ast.operator], tuple[str, Callable[..., Fraction]]] = {
 def worked_solution(expressions: Iterable[str], answer: str) -> str | None:
     """Return the steps of arithmetic expressions, one per line, and the answer.
 
-    Nothing is executed: expressions are parsed, and computed with fractions. Return None if an expression
-    has parts other than numbers, + - * / and brackets, if a value has no finite decimal form, or if the value
-    of the last expression is not the answer.
+    Nothing is executed: expressions are parsed, and computed with fractions. The result is None if an
+    expression has parts other than numbers, + - * / and brackets, if a value has no finite decimal form, or
+    if the value of the last expression is not the answer.
 
     >>> worked_solution(["((32.0+42.0)-35.0)"], "39")
     '32 + 42 = 74\\n74 - 35 = 39\\n#### 39'
@@ -73,7 +73,7 @@ def _text(value: Fraction) -> str:
 
 
 def solved(name: str, problem: Problem) -> Problem:
-    """Return a copy of the problem with a worked solution, if its row has equations, and the id `NAME-ID`."""
+    """Return a copy of the problem with the id `NAME-ID` and, if its row has equations, a worked solution."""
     given = str(problem.columns.get("Equation") or problem.columns.get("lEquations") or "")
     expressions = [given.strip("[]'").removeprefix("X=")]  # a text with several equations cannot be parsed
     if name == "gsm8k":  # calculations between << and >>

@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 
@@ -29,6 +30,20 @@ def is_gone(pid: int, within: float) -> bool:
     while is_running(pid) and time.monotonic() < until:
         time.sleep(0.02)
     return not is_running(pid)
+
+
+@cache
+def prepare_forks() -> None:
+    """Save a policy, for which transformers compiles a thousand patterns once per process.
+
+    Otherwise, each fork that saves a policy would compile them.
+    """
+    from llm_reinforce.config import RandomInitConfig
+    from llm_reinforce.policy import random_policy
+
+    shape = RandomInitConfig(num_layers=1, num_heads=1, hidden_size=2, intermediate_size=2, max_length=2)
+    with tempfile.TemporaryDirectory() as directory:
+        random_policy(shape).save(Path(directory) / "policy")
 
 
 def run_forked(
@@ -53,6 +68,7 @@ def run_forked(
         signal.signal(signal.SIGINT, signal.default_int_handler)  # shells ignore SIGINT in background jobs
         call()
 
+    prepare_forks()
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
         process = multiprocessing.get_context("fork").Process(target=run)
         process.start()

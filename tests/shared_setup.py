@@ -1,5 +1,6 @@
 """Shared setup of all tests: checked tensor shapes, one thread, and tiny policies."""
 
+import functools
 import gc
 import inspect
 import os
@@ -15,7 +16,15 @@ gc.disable()  # imports create few cycles; enabled in `pytest_collection_finish`
 # While a hooked module is imported, jaxtyping looks for the bytecode of all modules under another name. Large
 # libraries are imported first, since compiling them took longer than importing them.
 import jaxtyping  # noqa: E402
+import torch  # noqa: E402
+import typer.main  # noqa: E402
+
+# bitsandbytes, which peft imports, compiles functions when it is imported. No test calls them, and the import
+# of the compiler takes long.
+torch_compile, torch.compile = torch.compile, lambda function, **_: function
 import peft  # noqa: E402, F401
+
+torch.compile = torch_compile
 import scipy.stats  # noqa: E402, F401
 import transformers.models.llama.modeling_llama  # noqa: E402, F401
 from jaxtyping import install_import_hook  # noqa: E402
@@ -38,20 +47,24 @@ install_import_hook(modules_with_tensors(), "shape_checks.checked")
 
 import pytest  # noqa: E402
 import shape_checks  # noqa: E402
-import torch  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
 from llm_reinforce.config import RandomInitConfig  # noqa: E402
 from llm_reinforce.policy import LanguagePolicy, random_policy  # noqa: E402
 
 torch.set_num_threads(1)
+# Without this cache, `CliRunner.invoke` builds all commands from their signatures in each call. The module
+# `typer.testing`, which is imported later, takes the function from here.
+typer.main.get_command = functools.cache(typer.main.get_command)
 # without deadlines, which depend on how busy the machine is; each run draws other examples
-settings.register_profile("untimed", deadline=None, max_examples=50)
+settings.register_profile("untimed", deadline=None, max_examples=30)
 settings.load_profile("untimed")
 
 
 def pytest_collection_finish() -> None:
     """Start garbage collection when all test files have been imported."""
+    gc.freeze()
+    gc.unfreeze()  # moves all objects to the oldest generation without a collection
     gc.enable()
 
 
@@ -84,18 +97,38 @@ prepared: set[str] = set()  # names of modules
 # Test files that run whole commands and recorded runs, as all files directly in tests/ do. The tests of each
 # layer check the shapes of the functions that these runs call. Here the checks took 20% to 30% of the time.
 WITHOUT_CHECKS = {
+    "test_baselines_in_a_run",
+    "test_batch_settings",
     "test_budget",
+    "test_data_parallel",
     "test_degenerate",
     "test_durable_files",
     "test_kills",
     "test_learning",
+    "test_lost_processes",
     "test_not_finite",
     "test_prompts_of_a_run",
+    "test_provoked_symptoms",
+    "test_report_in_a_browser",
     "test_resumed_runs",
     "test_reward_faults",
     "test_sampled_by_a_server",
+    "test_sharded_training",
     "test_trackers",
     "test_without_answers",
+}
+# Test files whose runs write no report.html, which takes a tenth of the time of a tiny run
+WITHOUT_REPORTS = {
+    "test_analysis_commands",
+    "test_cli",
+    "test_compare",
+    "test_data_parallel",
+    "test_kills",
+    "test_lost_processes",
+    "test_provoked_symptoms",
+    "test_python_api",
+    "test_reward_recipes",
+    "test_trackers",
 }
 
 
@@ -113,6 +146,8 @@ def _fast_checks_and_runs(request: pytest.FixtureRequest) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         if "llm_reinforce.training.loop" in sys.modules:
             patch.setattr("llm_reinforce.training.loop.gc", SimpleNamespace(collect=lambda: 0))
+        if request.path.stem in WITHOUT_REPORTS and "llm_reinforce.training.trainer" in sys.modules:
+            patch.setattr("llm_reinforce.training.trainer.report", lambda path: path)
         patch.setattr(os, "fsync", lambda descriptor: None)
         runs_commands = request.path.parent == Path(__file__).parent or request.path.stem in WITHOUT_CHECKS
         jaxtyping.config.update("jaxtyping_disable", runs_commands)

@@ -285,10 +285,11 @@ def test_signal_stops_the_run_with_a_checkpoint(tmp_path: Path, number: signal.S
     )
     assert Path("runs/tiny/checkpoints/update-000001/manifest.json").is_file()
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
-    Path("again").touch()
-    resumed = command(*with_reward(tmp_path, stop, "--resume"))
-    assert resumed.exit_code == 0, resumed.output
-    assert "update 2/2" in resumed.stdout
+    if number == signal.SIGINT:
+        Path("again").touch()
+        resumed = command(*with_reward(tmp_path, stop, "--resume"))
+        assert resumed.exit_code == 0, resumed.output
+        assert "update 2/2" in resumed.stdout
 
 
 def test_stop_before_the_first_checkpoint_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:

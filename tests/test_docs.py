@@ -43,6 +43,7 @@ TEXTS = {name: path.read_text(encoding="utf-8") for name, path in sorted(PAGES.i
 PROGRAMS = ("llm-reinforce", ".venv/bin/llm-reinforce")
 FENCED = re.compile(r"(?:^<!-- ([^\n]*) -->\n)?^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 FEW = "problems.generate.digits=[1]"  # the 8,100 problems of the quick start take a second to prepare
+OPTIONS_OF_FEW = ("--set", FEW, "--set", "problems.num_held_out=10")
 OF_BATCHES = (  # settings with metrics of their own
     "reinforce.refill=1",
     "reinforce.curriculum={}",
@@ -229,13 +230,13 @@ def parse(command: click.Command, arguments: list[str]) -> None:
 
 
 def test_commands_of_the_pages_parse() -> None:
-    num_parsed = 0
+    root, num_parsed = get_command(app), 0
     for page, line in shell_lines():
         program, *arguments = shlex.split(line)
         if program in PROGRAMS:
             num_parsed += 1
             try:
-                parse(get_command(app), arguments)
+                parse(root, arguments)
             except Exception as error:
                 pytest.fail(f"{page}: {line}: {error!r}")
         else:
@@ -317,7 +318,7 @@ def test_quick_start_command_runs_the_quick_start(in_empty: Path) -> None:
     assert setup == ["python3 -m venv .venv", ".venv/bin/pip install -c constraints.txt -e ."]
     program, *arguments = shlex.split(last)
     assert program in PROGRAMS
-    invoke(*arguments, "--dry-run")
+    invoke(*arguments, *OPTIONS_OF_FEW, "--dry-run")
 
 
 def test_ci_runs_the_test_command_of_the_readme() -> None:
@@ -340,7 +341,7 @@ def test_getting_started_can_be_followed(in_runs: Path) -> None:
         invoke(*shlex.split(line.replace("path/to/", ""))[1:])
     for line in lines:
         if line.startswith("llm-reinforce train mine.yaml"):
-            invoke(*shlex.split(line.removesuffix("--dry-run"))[1:], "--dry-run")
+            invoke(*shlex.split(line.removesuffix("--dry-run"))[1:], *OPTIONS_OF_FEW, "--dry-run")
 
 
 def test_evaluate_command_prints_the_shown_table(in_runs: Path) -> None:

@@ -136,7 +136,7 @@ def constant_variances(
     """Return the gradient variance with each baseline and each constant.
 
     A group consists of the episodes of one problem. The variance is measured on one half of the groups. For
-    plain REINFORCE, it is also predicted from the other half.
+    plain REINFORCE, the variance is also predicted from the other half.
 
     Args:
         sketch_size: number of components to which each gradient is shortened by random projection; see

@@ -67,7 +67,7 @@ class EpisodeGradients:
         return total.numpy()
 
     def of_episodes(self, estimator: int, other: int, num_episodes: int) -> Float[Tensor, " episode"]:
-        """Return, for each episode, the inner product of two gradients, one computed by each estimator."""
+        """Return, for each episode, the inner product of its gradients computed by the two estimators."""
         products = torch.zeros(num_episodes, dtype=torch.float64)
         for episode in set(self.episode_of.tolist()):
             own = (self.episode_of == episode).nonzero().flatten()

@@ -73,8 +73,8 @@ def estimators_for(settings: ReinforceConfig) -> tuple[Estimator, ...]:
 def _plain(settings: ReinforceConfig) -> ReinforceConfig:
     """Return a copy of the settings without standardization, and without masking of truncated episodes.
 
-    The denominator is the number of episodes. With these settings and an unbiased baseline, an estimator
-    estimates ∇J, the gradient of the expected return.
+    The denominator is set to the number of episodes. With these settings and an unbiased baseline, an
+    estimator estimates ∇J, the gradient of the expected return.
     """
     plain: dict[str, object] = {
         "standardize": False,
@@ -97,9 +97,9 @@ def action_weights(estimator: Estimator, collected: MeasuredEpisodes) -> Float[T
     of the update. With these weights, the mean of the gradients of all groups equals the mean of the
     gradients of all updates.
 
-    If the estimator's `credit` is `exact_norms`, its baseline can only be computed from gradients. In this
-    case, the function returns the weights of the gradient s in `with_exact_norms`, which are the weights for
-    returns of 0 and a baseline of -1. `with_exact_norms` later replaces the gradient s with v - b s.
+    The baseline of the credit `exact_norms` can only be computed from gradients. For this credit, the
+    function returns the weights of the gradient s in `with_exact_norms`: the weights for returns of 0 and a
+    baseline of -1. `with_exact_norms` later replaces the gradient s with v - b s.
     """
     parts = []
     for number, update in enumerate(collected.updates):
@@ -123,9 +123,10 @@ def action_weights(estimator: Estimator, collected: MeasuredEpisodes) -> Float[T
 def with_exact_norms(
     gradients: EpisodeGradients, estimators: Sequence[Estimator], groups: Sequence[int]
 ) -> EpisodeGradients:
-    """Return a copy in which v - b s replaces the gradient of the estimator with the credit `exact_norms`.
+    """Return the gradients after subtracting the optimal constant baseline in one estimator.
 
-    b is the optimal constant baseline. For episode i, b_i is computed from the other episodes j of the group:
+    In the estimator with the credit `exact_norms`, the gradient of episode i becomes v_i - b_i s_i. The
+    baseline b_i is computed from the other episodes j of the group:
 
         b_i = Σ_{j≠i} ⟨v_j, s_j⟩ / Σ_{j≠i} ‖s_j‖²,   v = Σ_t γ^t g_t ∇log π,   s = Σ_t γ^t ∇log π
 

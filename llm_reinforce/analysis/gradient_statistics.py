@@ -100,7 +100,7 @@ def mean_cosine(
 def _squares(
     gram: Gram, half: Float[np.ndarray, "split group"], inner: Float[np.ndarray, "split group"]
 ) -> tuple[Float[np.ndarray, "split 1"], Float[np.ndarray, "split group"]]:
-    """Return ‖a‖² for the sum a of the vectors of one half, and for each group, ‖a‖² without this group.
+    """Return ‖a‖² for the sum a of the vectors of one half and, for each group, ‖a‖² without this group.
 
     Args:
         gram: Gram matrix of the groups' vectors.

@@ -18,8 +18,8 @@ A group consists of the episodes of one problem. Problems are drawn independentl
 are independent. With the baseline `batch_mean`, with `standardize`, or with the number of tokens as
 denominator, the gradient of a group also depends on the other groups of its update. Gradients with these
 settings are computed as in training, but the statistics of the gradients assume that groups are independent.
-The relative error of the variance that results from this assumption is at most about 2/M, where M is the
-number of groups per update.
+This assumption causes a relative error of the variance of at most about 2/M, where M is the number of groups
+per update.
 """
 
 import math
@@ -102,7 +102,7 @@ class GradientVariance:
         num_problems: number of problems, which were drawn with replacement.
         num_with_gradient: number of problems whose episodes have different returns. If this number is below
             32, the intervals are too short. If the number is below 16, the intervals are much too short.
-            tests/benchmarks/variance_coverage.py measures this.
+            tests/benchmarks/variance_coverage.py measures the coverage of the intervals.
         episodes_per_problem: number of episodes per problem.
         episodes_per_update: number of episodes per update of the recipe.
         mean_return: mean total reward of the scored episodes.
@@ -253,11 +253,10 @@ def num_trained_parameters(policy: LanguagePolicy) -> int:
 def sketch_for(
     policy: LanguagePolicy, weights: Float[Tensor, "estimator episode token"], size: int | None, seed: int
 ) -> Sketch | None:
-    """Return a random projection that shortens gradients to `size` components, or None if `size` is 0.
+    """Return a random projection that shortens gradients, or None if complete gradients should be used.
 
-    If `size` is None and the complete gradients would need more than 2 GiB of memory, gradients are shortened
-    to SKETCH_SIZE components. If `size` is None and the complete gradients would need less memory, None is
-    returned.
+    Gradients are shortened to `size` components, or not at all if `size` is 0. If `size` is None, gradients
+    are shortened to `SKETCH_SIZE` components if complete gradients would need more than 2 GiB of memory.
     """
     num_parameters = num_trained_parameters(policy)
     if size is None:

@@ -99,7 +99,7 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class ComparedRuns:
-    """Measures of the runs of one variant, which is a recipe with possibly changed settings.
+    """Measures of the runs of one variant (a recipe, possibly with changed settings).
 
     Attributes:
         name: name of the variant.
@@ -176,10 +176,9 @@ def area_under(curve: LearningCurve, budget: int) -> float:
 
 
 def tokens_to(curve: LearningCurve, target: float, budget: int) -> float | None:
-    """Return the number of tokens at which the curve first reaches the target accuracy.
+    """Return the number of tokens at which the curve first reaches the target; None if not within the budget.
 
-    The curve is linear between evaluations. The result is None if the curve does not reach the target within
-    the budget.
+    The curve is linear between evaluations.
     """
     if curve.accuracy[0] >= target:
         return 0.0
@@ -192,7 +191,7 @@ def tokens_to(curve: LearningCurve, target: float, budget: int) -> float | None:
 
 
 def accuracy_after(curve: LearningCurve, seconds: float) -> float:
-    """Return the accuracy after this duration of training. The curve is linear between evaluations."""
+    """Return the accuracy after `seconds` of training. The curve is linear between evaluations."""
     return float(np.interp(seconds, curve.seconds, curve.accuracy))
 
 
@@ -234,7 +233,7 @@ def mean_interval(values: Sequence[float], least: float, most: float) -> Interva
 
 
 def _half_width(values: np.ndarray) -> np.ndarray:
-    """Return t(0.975, n - 1) s / √n for the n values along the first axis."""
+    """Return half the width of the interval of `mean_interval`, for values along the first axis."""
     error = values.std(axis=0, ddof=1) / math.sqrt(len(values))
     half: np.ndarray = stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * error
     return half
@@ -245,10 +244,10 @@ def difference_of(values: Sequence[float], others: Sequence[float]) -> Differenc
 
     The two sequences contain one value per seed, for the same seeds in the same order. The interval and the
     first p-value come from Student's paired t-test. The second p-value comes from the sign-flip test (Fisher
-    1935), which scipy's permutation test computes. The signs of n differences can be flipped in 2ⁿ ways. The
-    p-value is the share of these 2ⁿ ways in which the mean is at least as far from 0 as the observed mean.
-    The sign-flip test makes fewer assumptions than the t-test, but its p-value is never below 2 / 2ⁿ, which
-    is 0.06 for five seeds.
+    1935), computed by scipy's permutation test. The signs of n differences can be flipped in 2ⁿ ways. The
+    second p-value is the share of these 2ⁿ ways in which the mean is at least as far from 0 as the observed
+    mean. The sign-flip test makes fewer assumptions than the t-test, but its p-value is never below 2 / 2ⁿ,
+    which is 0.06 for five seeds.
 
     Raises:
         ValueError: if the two sequences differ in length.

@@ -54,7 +54,7 @@ def config_to_measure(
 
 
 def with_weights(config: Config, name_or_path: str) -> Config:
-    """Return a copy of the settings that loads the policy `name_or_path` and skips the warm start."""
+    """Return a copy of the settings with the policy `name_or_path` and without a warm start."""
     changes = {"name_or_path": name_or_path, "random_init": None, "revision": None}
     path = Path(name_or_path).expanduser()
     if any((folder / "adapter_config.json").is_file() for folder in (path, path / "policy")):

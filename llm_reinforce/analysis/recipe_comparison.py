@@ -189,7 +189,7 @@ def _check_answers(runs: Sequence[PlannedRun]) -> None:
 
 
 def _recorded_date(runs: Sequence[PlannedRun]) -> str | None:
-    """Return the chat-template date of the first run that has recorded one; None if no run has."""
+    """Return the chat-template date of the first run that has recorded a date; None without such a run."""
     of_runs = (with_recorded_date(run.directory, run.recipe).policy.chat_template_date for run in runs)
     return next(filter(None, of_runs), None)
 

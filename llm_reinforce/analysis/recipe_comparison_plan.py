@@ -164,8 +164,8 @@ def plan_runs(chosen: Sequence[Variant], overrides: Sequence[str], shape: Shape)
         shape: settings that all runs share.
 
     Raises:
-        InputError: if a recipe is invalid, or if the directory of a run contains a run with other settings or
-            files that belong to no run.
+        InputError: if a recipe or an override is invalid, if a variant lacks the decoding mode of the
+            comparison, or if the directory of a run can't be used (see `_progress`).
     """
     for variant in chosen:
         _check_own_keys(overrides, "override (--set) ")
@@ -225,8 +225,8 @@ def _progress(run: PlannedRun) -> Literal["done", "begun", "new"]:
     """Return the progress of a run on disk.
 
     Raises:
-        InputError: if the directory of the run contains a run with other settings or files that belong to no
-            run, or if it can't be written to.
+        InputError: if the directory of the run contains files that belong to no run, contains a run with
+            other settings, or can't be written to.
     """
     own = run.directory.path / "recipe.yaml"
     if own.is_file():
@@ -269,7 +269,7 @@ def unlike_problems(runs: Sequence[PlannedRun]) -> str | None:
 
 
 def decoding_of(runs: Sequence[PlannedRun]) -> str:
-    """Return the decoding mode for the comparison, which is the first decoding mode of the first variant."""
+    """Return the decoding mode for the comparison: the first decoding mode of the first variant."""
     return runs[0].recipe.evaluation.decodings[0]
 
 

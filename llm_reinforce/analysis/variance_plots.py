@@ -85,7 +85,7 @@ def plot_constant_claim(rows: "Sequence[ConstantVariance]", folder: Path) -> lis
 
 
 def plot_classifier_claim(rows: "Sequence[ClassifierVariance]", folder: Path) -> list[Path]:
-    """Plot the gradient variance of a classifier for each offset of the rewards. Return the written files.
+    """Plot the gradient variance of a classifier for each choice of the rewards. Return the written files.
 
     Raises:
         ModuleNotFoundError: if matplotlib is not installed.
@@ -110,9 +110,7 @@ def plot_classifier_claim(rows: "Sequence[ClassifierVariance]", folder: Path) ->
 def plot_length_claim(
     coins: "Sequence[CoinVariance]", lengths: "Sequence[LengthVariance]", folder: Path
 ) -> list[Path]:
-    """Plot the variance of the number of heads against the number of coins, and the gradient variance.
-
-    The gradient variance is plotted against the number of actions.
+    """Plot the variance of coin tosses by number of coins, and the gradient variance by number of actions.
 
     Returns:
         the written files.

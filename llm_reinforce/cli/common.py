@@ -124,11 +124,11 @@ def _print_advice(advice: Callable[[], str], *, is_needed: bool = False) -> None
 
 
 def _main_process_fails_too() -> bool:
-    """Return True if the launcher ends this process soon, because the main process has failed.
+    """Wait a few seconds. Return True if the launcher ends this process in this time.
 
-    The function waits a few seconds for this. Usually all processes raise the same user error, and only the
-    main process reports it. If only another process raises an error, for example because a file is missing on
-    one machine, that process reports the error.
+    The launcher ends all processes if the main process fails. Usually all processes raise the same user
+    error, and only the main process reports it. If the main process does not fail, for example because a file
+    is missing only on another machine, the process that raised the error reports it.
     """
     try:
         time.sleep(WAIT_FOR_MAIN)

@@ -32,7 +32,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JS
 
 @contextmanager
 def measuring(command: str, *, debug: bool) -> Iterator[None]:
-    """In a `with` block, check that the measurement runs in a single process, and report its errors."""
+    """Check that there is a single process, and report errors of the measurement in the `with` block."""
     with reported_failures("the measurement", debug=debug):
         start_in_one_process(command)
         quieten(debug=debug)

@@ -192,7 +192,7 @@ def _dry_run(recipe: "Config", directory: "RunDirectory", *, resume: bool, overw
 
 
 def _confirm_overwrite(directory: "RunDirectory") -> None:
-    """On a terminal, ask the user to type the run's name, which confirms that the run will be replaced.
+    """On a terminal, ask the user to confirm that the run will be replaced, by typing its name.
 
     Raises:
         InputError: if the user does not type the name of the run.

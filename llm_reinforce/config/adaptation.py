@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from llm_reinforce.config.strict_yaml import KeyPath, complaints, dotted, shown_value
 
-REPLACED: dict[KeyPath, tuple[KeyPath, ...]] = {  # from a setting to the settings that it replaces
+REPLACED: dict[KeyPath, tuple[KeyPath, ...]] = {  # for each setting, the settings that it replaces
     ("policy", "name_or_path"): (("policy", "random_init"),),
     ("policy", "random_init"): (("policy", "name_or_path"), ("policy", "lora")),
     ("problems", "train"): (("problems", "generate"),),

@@ -12,18 +12,18 @@ OBJECTIVE_CHANGES = "this changes the objective, because problems no longer coun
 class LengthPenaltyConfig(Section):
     """A penalty on long completions: the soft overlong punishment of DAPO.
 
-    The penalty grows linearly from 0, for a completion of `from` tokens, to `penalty`, for a completion of
-    sampling.max_new_tokens tokens. The penalty is subtracted from the reward.
+    The penalty is subtracted from the reward. It grows linearly with the length of the completion: it is 0 at
+    `from` tokens, and `penalty` at `sampling.max_new_tokens` tokens.
     """
 
     penalty: Positive = Field(
         default=1.0,
-        description="largest penalty, which a completion of sampling.max_new_tokens tokens gets",
+        description="largest penalty: the penalty on a completion of `sampling.max_new_tokens` tokens",
     )
     from_: Count = Field(
         alias="from",
         description="completions of at most this number of tokens have no penalty; must be below "
-        "sampling.max_new_tokens",
+        "`sampling.max_new_tokens`",
     )
 
 

@@ -40,7 +40,7 @@ class EvaluationConfig(Section):
     template: Text | None = Field(
         default=None,
         description="prompt template of held-out problems; {prompt} is replaced by the problem's text; "
-        "null: same as problems.template",
+        "null: same as `problems.template`",
     )
     few_shot: int = Field(
         default=0,

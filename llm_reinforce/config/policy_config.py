@@ -23,7 +23,7 @@ class RandomInitConfig(Section):
     hidden_size: Count = Field(
         default=128,
         validate_default=True,
-        description="width of the hidden states; must be a multiple of 2 x num_heads",
+        description="width of the hidden states; must be a multiple of 2 x `num_heads`",
     )
     intermediate_size: Count = Field(default=512, description="width of the feed-forward layers")
     max_length: Count = Field(
@@ -103,7 +103,7 @@ class PolicyConfig(Section):
     chat_template_date: Text | None = Field(
         default=None,
         description="date that the chat template prints as the current date, such as 2026-11-29; null: the "
-        "start date of the run, which is recorded",
+        "date on which the run is first started",
     )
     revision: Text | None = Field(default=None, description="branch, tag or commit of the model on the hub")
     trust_remote_code: bool = Field(

@@ -136,8 +136,8 @@ def _section(data: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
 def _find_files_beside(data: Mapping[str, Any], folder: Path) -> None:
     """Replace names of files and folders beside the recipe by full paths.
 
-    This applies to files and folders that exist in `folder`, the directory of the recipe, but not in the
-    current directory.
+    Names are replaced if they exist in `folder`, the directory of the recipe, but not in the current
+    directory.
     """
 
     def beside(name: object) -> Path | None:

@@ -35,11 +35,23 @@ class SamplingConfig(Section):
         default=None,
         description="number of completions sampled at the same time; null: all completions of an update",
     )
+    cuda_graphs: bool = Field(
+        default=False,
+        description="replay the forward passes that sample the episodes as CUDA graphs; needs a GPU and a "
+        "model with a fast path",
+    )
     server: ServerConfig | None = Field(
         default=None,
         description="vLLM server that samples the episodes of the updates; null: the processes of the run "
         "sample the episodes themselves",
     )
+
+    @field_validator("server")
+    @classmethod
+    def _check_cuda_graphs(cls, server: ServerConfig | None, info: ValidationInfo) -> ServerConfig | None:
+        if server is not None and info.data.get("cuda_graphs"):
+            raise ValueError("cannot be used with sampling.cuda_graphs; remove one of the two settings")
+        return server
 
     @field_validator("server")
     @classmethod
@@ -127,8 +139,8 @@ READ_WITH_BASELINE: Mapping[str, str] = {"moving_average_decay": "moving_average
 class ReinforceConfig(Section):
     """Settings of the policy-gradient loss, and of the batch of episodes from which the loss is computed.
 
-    A batch contains problems_per_update x episodes_per_problem episodes. With the default
-    updates_per_batch: 1, each update has a batch of its own.
+    A batch contains `problems_per_update` x `episodes_per_problem` episodes. With the default
+    `updates_per_batch: 1`, each update has a batch of its own.
     """
 
     variant: Variant | None = Field(
@@ -167,7 +179,7 @@ class ReinforceConfig(Section):
     entropy_coefficient: float = Field(default=0.0, ge=0, description="weight of the entropy bonus")
     entropy_target: EntropyTargetConfig | None = Field(
         default=None,
-        description="adapt the weight of the entropy bonus, starting from entropy_coefficient, so that the "
+        description="adapt the weight of the entropy bonus, starting from `entropy_coefficient`, so that the "
         "entropy approaches a target; null: the weight is constant",
     )
     kl: KLConfig | None = Field(
@@ -177,12 +189,13 @@ class ReinforceConfig(Section):
     )
     truncated: Literal["count", "mask"] | LengthPenaltyConfig = Field(
         default="count",
-        description="treatment of episodes cut off at max_new_tokens; count: truncated episodes count like "
-        "other episodes; mask: truncated episodes are left out of the baseline and the loss; a section: "
-        "long completions are penalized",
+        description="treatment of episodes cut off at `sampling.max_new_tokens`; count: truncated episodes "
+        "count like other episodes; mask: truncated episodes are left out of the baseline and the loss; a "
+        "section: long completions are penalized",
     )
     problems_per_update: Count = Field(
-        default=16, description="number of problems per update, or per batch if updates_per_batch is above 1"
+        default=16,
+        description="number of problems per update, or per batch if `updates_per_batch` is above 1",
     )
     episodes_per_problem: Count = Field(
         default=8, description="number of episodes sampled for each problem (the size of a group)"
@@ -195,8 +208,8 @@ class ReinforceConfig(Section):
     refill: int = Field(
         default=0,
         ge=0,
-        description="maximum number of times that, in a batch, problems whose episodes are all correct or "
-        f"all wrong are replaced by other problems; {OBJECTIVE_CHANGES}",
+        description="problems whose episodes are all correct or all wrong are replaced by other problems, at "
+        f"most this many times per batch; {OBJECTIVE_CHANGES}",
     )
     curriculum: CurriculumConfig | None = Field(
         default=None,
@@ -211,14 +224,14 @@ class ReinforceConfig(Section):
     )
     importance: ImportanceConfig | None = Field(
         default=None,
-        description="importance weights of the sampled actions; null: if `sampling.server` is set and `clip` "
-        "is not set, weights with `level: per_decision`, otherwise no weights",
+        description="importance weights of the sampled actions; null: no weights, except that "
+        "`level: per_decision` is used if `sampling.server` is set without `clip`",
     )
     clip: ClipConfig | Literal[False] | None = Field(
         default=None,
-        description="clip the probability ratios of the sampled actions; false: the ratios are not used, so "
-        "all updates of a batch after the first are biased; null: the default bounds if `updates_per_batch` "
-        "is above 1 and neither `importance` nor `sampling.server` is set, otherwise no clipping",
+        description="clip the probability ratios of the sampled actions; null: clip to the default bounds if "
+        "`updates_per_batch` is above 1, unless `importance` or `sampling.server` is set; false: never clip "
+        "and do not use the ratios, so all updates of a batch after the first are biased",
     )
 
     @property

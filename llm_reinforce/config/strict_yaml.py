@@ -299,12 +299,10 @@ def validate(
 
 
 def _override_to_add(document: Document, path: KeyPath, model: type[BaseModel]) -> str:
-    """Return a hint for a setting of the file that is invalid together with the given overrides.
+    """Return a hint to override a setting of the file that is invalid together with the given overrides.
 
-    The hint says that this setting has to be overridden as well.
-
-    The hint contains a value if the setting has a list of choices. The hint is "" if the setting itself was
-    overridden, if the setting is a section, or if there are no overrides.
+    The hint contains a valid value if the setting has a list of choices. The hint is "" if the setting itself
+    was overridden, if the setting is a section, or if there are no overrides.
     """
     place = document.places.get(path)
     own: Any = document.data
@@ -343,8 +341,7 @@ def _schema(model: type[BaseModel]) -> Schema:
 def _with_nearest_keys(error: ValidationError, model: type[BaseModel], document: Document) -> Document | None:
     """Return a copy of the document in which unknown keys are replaced by the most similar known keys.
 
-    The problems of the document are not copied. If no unknown key is similar to a known key, None is
-    returned.
+    The list `problems` of the copy is empty. Return None if no unknown key is similar to a known key.
     """
     schema = _schema(model)
     renamed = {}

@@ -108,7 +108,7 @@ class TrainingConfig(Section):
     )
     schedule: Literal["constant", "constant_with_warmup", "linear", "cosine"] = Field(
         default="constant_with_warmup",
-        description="learning-rate schedule; linear and cosine decay to 0 over num_updates",
+        description="learning-rate schedule; linear and cosine decay to 0 over `num_updates` updates",
     )
     num_warmup_updates: int = Field(
         default=0,
@@ -158,7 +158,7 @@ class TrainingConfig(Section):
     keep_best: bool = Field(
         default=False,
         description="also keep the checkpoint with the highest held-out accuracy, in the first decoding mode "
-        "of evaluation.decodings",
+        "of `evaluation.decodings`",
     )
     stop_at: Annotated[float, Field(gt=0, le=1)] | None = Field(
         default=None,
@@ -197,7 +197,7 @@ class TrainingConfig(Section):
         description="name of the project (in some trackers, the experiment) to which the run is added",
     )
     tracker_run_name: Text | None = Field(
-        default=None, description="name of the run in the trackers; null: the name of output_dir"
+        default=None, description="name of the run in the trackers; null: the name of `output_dir`"
     )
     warm_start: WarmStartConfig | None = Field(
         default=None, description="supervised updates before the first policy-gradient update"

@@ -57,7 +57,7 @@ class LiveDisplay(RunView):
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            is_shared = sys.stderr.isatty()  # otherwise stderr is a file or a pipe
+            is_shared = sys.stderr.isatty()  # False if stderr is a file or a pipe
             live = Live(
                 get_renderable=self.render,
                 console=self.console,

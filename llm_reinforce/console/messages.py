@@ -67,8 +67,8 @@ def is_live(console: Console) -> bool:
     """Return True if lines that the console has printed can be replaced.
 
     A terminal is live, except for a dumb terminal, a pseudo-terminal of a CI job, and the pseudo-terminal of
-    a notebook's `!command`. The environment variable TTY_INTERACTIVE=1 makes these pseudo-terminals live, and
-    TTY_INTERACTIVE=0 makes no terminal live. FORCE_COLOR does not make a pipe live.
+    a notebook's `!command`. With the environment variable TTY_INTERACTIVE=1, these pseudo-terminals are live.
+    With TTY_INTERACTIVE=0, no terminal is live. FORCE_COLOR does not make a pipe live.
     """
     if not (console.is_interactive and console.is_terminal and not console.is_dumb_terminal):
         return False

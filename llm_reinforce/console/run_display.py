@@ -47,7 +47,7 @@ class Display(Protocol):
         """Take over the history of a resumed run: rows of `metrics.jsonl` and of `evaluations.jsonl`."""
 
     def working(self, sentence: str) -> None:
-        """Record the progress within the current update, which is shown if the update takes a long time."""
+        """Record the progress within the current update, for display if the update takes a long time."""
 
     def warm_start(self, num_updates: int, total: int, loss: float) -> None:
         """Show supervised update number `num_updates` of `total`, with its loss in nats per token."""
@@ -145,7 +145,7 @@ class Pace:
     def left(self) -> float | None:
         """Return the estimated remaining time in seconds, or None if no update has been made yet.
 
-        The estimate is based on the mean time per update so far, which includes evaluations.
+        The estimate is based on the mean time per update so far, including the time of evaluations.
         """
         num_done = self.done - self.first
         return self.elapsed() / num_done * (self.total - self.done) if num_done > 0 else None
@@ -197,7 +197,7 @@ def evaluating_sentence(num_problems: int, total: int) -> str:
 
 
 class PlainDisplay:
-    """Display for log files and pipes, which prints a line for each evaluation and for some updates."""
+    """Display for log files and pipes. It prints a line for each evaluation and for some updates."""
 
     def __init__(self, console: Console) -> None:
         self.console = console

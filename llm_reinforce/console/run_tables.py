@@ -125,7 +125,8 @@ def better_before(rows: Sequence[Mapping[str, Any]], state: "TrainState") -> lis
 
     Args:
         rows: the rows of `evaluations.jsonl`.
-        state: state of the training after the last update, which contains the best evaluations.
+        state: state of the training after the last update. It contains the best evaluation of each decoding
+            mode.
     """
     last = {row["decoding"]: row["accuracy"] for row in rows}
     return [

@@ -243,7 +243,7 @@ class RunView:
 
 
 def _side_by_side(left: Sequence[Text], right: Sequence[Text], column: int) -> list[Text]:
-    """Return each left line joined with a right line, which starts at the given column."""
+    """Join each left line with a right line that starts at the given column."""
     lines = []
     for first, second in zip_longest(left, right, fillvalue=Text()):
         lines.append(Text.assemble(first, " " * (column - first.cell_len if second else 0), second))
@@ -251,7 +251,7 @@ def _side_by_side(left: Sequence[Text], right: Sequence[Text], column: int) -> l
 
 
 def flow(pieces: Sequence[tuple[str, str]], width: int, separator: str = "  ") -> list[Text]:
-    """Return lines filled with pieces of text, which have styles. A piece wider than a line is shortened."""
+    """Return lines filled with styled pieces of text. A piece wider than a line is shortened."""
     lines: list[Text] = []
     for text, style in pieces:
         piece = Text(fitted(text, width), style)

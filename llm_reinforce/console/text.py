@@ -57,10 +57,10 @@ def fitted(text: str, width: int) -> str:
 
 
 def _num_fitting(parts: Sequence[str], width: int, *, is_end: bool = False) -> int:
-    """Return the number of parts, from the start or from the end, that fit into `width` columns together.
+    """Return the number of first parts (with `is_end`, of last parts) that fit into `width` columns.
 
-    Characters may be wider together than separately. For example, a variation selector makes the emoji before
-    it wider.
+    The joined parts are measured, because characters may be wider together than separately. For example, a
+    variation selector makes the emoji before it wider.
     """
 
     def width_of(num: int) -> int:

@@ -173,7 +173,7 @@ def _table(padding: int = 2) -> Table:
 
 
 def _cell(estimate: "IntervalEstimate", predicted: float | None = None, digits: int = 3) -> Text:
-    """Return a value, its interval, and its predicted value if it is not None, each on a separate line."""
+    """Return lines with a value, its interval and, if `predicted` is not None, the predicted value."""
     low, high = _number(estimate.low, digits), _number(estimate.high, digits)
     lines = Text.assemble(_number(estimate.value), (f"\n{low} – {high}", "dim"))
     return lines if predicted is None else lines.append(f"\n≈ {_number(predicted)}", "italic")

@@ -134,7 +134,7 @@ def measure_accuracy(
             progress, journal, on_step: see `answer_problems`.
 
     Raises:
-        ValueError: if there are no problems, or several greedy completions per problem are requested.
+        ValueError: if there are no problems, or if several greedy completions per problem are requested.
     """
     answers = answer_problems(
         policy,
@@ -197,7 +197,7 @@ def answer_problems(
         mapping from the index of each answered problem to its answers.
 
     Raises:
-        ValueError: if there are no problems, or several greedy completions per problem are requested.
+        ValueError: if there are no problems, or if several greedy completions per problem are requested.
     """
     if not problems:
         raise ValueError("there are no problems to evaluate the policy on; give at least one problem")

@@ -1,4 +1,4 @@
-"""Verified answers of a policy, and the measures of an evaluation, which are computed from the answers."""
+"""Verified answers of a policy, and the measures of an evaluation that are computed from these answers."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence

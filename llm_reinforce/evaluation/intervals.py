@@ -20,11 +20,11 @@ CONFIDENCE = 0.95
 
 
 def share_interval(shares: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
-    """Return a confidence interval for the mean over problems of a share of completions.
+    """Return a confidence interval for the mean of `shares`, such as the accuracy.
 
-    `shares` has a number between 0 and 1 for each problem, such as the share of its completions that are
-    correct. If every share is 0 or 1, as with one completion per problem, this is the Wilson interval (1927),
-    computed by scipy:
+    `shares` has one number between 0 and 1 per problem, such as the share of the problem's completions that
+    are correct. If every share is 0 or 1, as with one completion per problem, the result is the Wilson
+    interval (1927), computed by scipy:
 
         p̃ = (p + z²/2n) / (1 + z²/n),   half width = z/(1 + z²/n) sqrt(p(1-p)/n + z²/4n²)
 
@@ -32,8 +32,8 @@ def share_interval(shares: Sequence[float], confidence: float = CONFIDENCE) -> I
 
     Otherwise the interval is computed by a Bayesian bootstrap over problems (Rubin 1981). The weights of the
     problems are drawn from a Dirichlet distribution with parameter 1 for each problem. As in Jeffreys' prior,
-    half a problem with share 0 and half a problem with share 1 are added. Without these additions, the
-    interval is far too short if there are few problems, or if the shares are close to 0 or 1.
+    two shares, 0 and 1, are added, each with parameter 1/2. Without these additions, the interval is far too
+    short if there are few problems, or if the shares are close to 0 or 1.
     tests/benchmarks/interval_coverage.py measures the coverage of the Wilson interval and of the bootstrap
     interval.
 
@@ -60,11 +60,11 @@ def _wilson_interval(num_ones: int, total: int, confidence: float) -> Interval:
 def difference_interval(differences: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
     """Return a paired confidence interval for the mean of per-problem differences, each between -1 and 1.
 
-    If every difference is -1, 0 or 1, as with one completion per problem, this is Tango's score interval
-    (1998). It contains all values δ of the mean difference that a score test does not reject. The test uses
-    the numbers of gained problems (difference 1) and lost problems (difference -1). The interval excludes 0
-    if McNemar's statistic (gained - lost)² / (gained + lost) exceeds z², where z is the normal quantile (1.96
-    for 95% confidence). The exact test `mcnemar` is more conservative.
+    If every difference is -1, 0 or 1, as with one completion per problem, the result is Tango's score
+    interval (1998). It contains all values δ of the mean difference that a score test does not reject. The
+    test uses the numbers of gained problems (difference 1) and lost problems (difference -1). The interval
+    excludes 0 if McNemar's statistic (gained - lost)² / (gained + lost) exceeds z², where z is the normal
+    quantile (1.96 for 95% confidence). The exact test `mcnemar` is more conservative.
 
     Otherwise the interval is computed by the bootstrap of `share_interval`, with the limits -1 and 1 instead
     of 0 and 1.
@@ -120,7 +120,7 @@ def _lower_limit(gained: int, lost: int, total: int, confidence: float) -> float
 def _bootstrap(values: Sequence[float], least: float, most: float, confidence: float) -> Interval:
     """Return a Bayesian bootstrap interval of the mean.
 
-    Half a problem with the value `least` and half a problem with the value `most` are added.
+    Two values, `least` and `most`, are added to `values`, each with half the weight of a problem.
 
     Args:
         least, most: smallest and largest possible value.

@@ -36,7 +36,7 @@ class AnswerFile:
     done: dict[int, Sequence[Answer]] = field(default_factory=dict)
 
     def record(self, index: int, problem: Problem, answers: Sequence[Answer]) -> None:
-        """Append the answers to a problem to the file."""
+        """Append one problem's answers to the file."""
         with self.path.open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(json.dumps(answer_row(index, problem, answers), ensure_ascii=False) + "\n")
         self.done[index] = answers
@@ -78,9 +78,9 @@ def open_answers(path: Path, identity: Identity, problems: Sequence[Problem]) ->
 
 
 def recorded_identity(path: Path) -> Identity:
-    """Return the settings that identify the evaluation of an answer file, read from its first line.
+    """Return the settings in the first line of an answer file, which identify the evaluation.
 
-    The result is empty if the file does not exist, or if its first line contains no such settings.
+    The result is empty if the file does not exist, or if the first line contains no such settings.
     """
     try:
         with path.open(encoding="utf-8") as file:
@@ -91,7 +91,7 @@ def recorded_identity(path: Path) -> Identity:
 
 
 def answer_row(index: int, problem: Problem, answers: Sequence[Answer]) -> dict[str, Any]:
-    """Return a problem and the answers to it as a JSON object."""
+    """Return a problem and its answers as a JSON object."""
     return {
         "index": index,
         "id": problem.id,
@@ -142,7 +142,7 @@ def fingerprint(policy: LanguagePolicy) -> str:
 
 
 def problems_digest(problems: Iterable[Problem]) -> str:
-    """Return a digest of the ids, prompts and reference answers of problems, and of their order."""
+    """Return a digest of problems: their order, ids, prompts and reference answers."""
     digest = hashlib.blake2b(digest_size=12)
     for problem in problems:
         chat = [[dict(message) for message in problem.messages]] if problem.messages else []

@@ -64,9 +64,10 @@ def evaluate(
             `datasets.Dataset`.
         split: split of a hub data set; `test` by default.
         config: configuration of a hub data set.
-        prompt_column: column that contains the prompts; by default, `prompt` or `question`.
-        answer_column: column that contains the reference answers; by default, `answer`, `solution` or
-            `ground_truth`.
+        prompt_column: column that contains the prompts. The default is the first of these columns that
+            exists: `prompt`, `question`, `problem`, `messages`, `conversations`.
+        answer_column: column that contains the reference answers. The default is the first of these columns
+            that exists: `answer`, `ground_truth`, `final_answer`, `reward_model.ground_truth`, `solution`.
         algebra: if True, math-verify compares answers that are LaTeX or algebraic expressions.
         num_problems: if given, only the first `num_problems` problems are evaluated.
         decoding: `greedy` takes the most likely token at each step. `sampled` samples from the policy, as in

@@ -194,7 +194,7 @@ def run_evaluations(
         if num_processes() > 1:
             raise InputError(
                 f"output_dir {request.output_dir}: this process is one of {num_processes()}, and all of them "
-                "would write to this directory; call the function without output_dir, or evaluate in a "
+                "would write to this directory; call `evaluate` without output_dir, or evaluate in a "
                 "program that is started without torchrun, accelerate launch or mpirun"
             )
         _check_file_names(request.sources, request.decoding)
@@ -375,7 +375,7 @@ def _with_date_of_answers(
 def _answer_file(
     request: EvaluationRequest, loaded: LanguagePolicy, data: DataSet, output: Path | None
 ) -> AnswerFile | None:
-    """Open the file for the answers of this evaluation. Return None if there is no output directory."""
+    """Return the opened answer file of this evaluation, or None if there is no output directory."""
     if output is None:
         return None
     identity: dict[str, Any] = {

@@ -31,6 +31,7 @@ from llm_reinforce.policy.quantization import check_bitsandbytes
 from llm_reinforce.policy.sampling import (
     Completion,
     OnStep,
+    check_cuda_graphs,
     random_numbers,
     sample_completions,
     stream_completions,
@@ -65,6 +66,7 @@ __all__ = [
     "character_tokenizer",
     "check_bitsandbytes",
     "check_completions_fit",
+    "check_cuda_graphs",
     "check_prompts",
     "check_prompts_fit",
     "check_reloads",

@@ -128,6 +128,10 @@ class WholeBatch:
             arguments["position_ids"] = positions
         output = self.model(input_ids=input_ids, past_key_values=self.cache, use_cache=True, **arguments)
         self.cache = output.past_key_values
+        if self.is_padded:
+            # otherwise, transformers reads the mask in each step to see if it is needed, and waits for a GPU
+            for layer in getattr(self.cache, "layers", ()):
+                layer.is_compileable = True
         logits: Tensor = output.logits[:, -1]
         return logits
 
@@ -147,6 +151,8 @@ class SeparateBatches:
     def __init__(self, model: nn.Module, pad_token_id: int, *, single_rows: bool) -> None:
         self.model, self.pad_token_id, self.single_rows = model, pad_token_id, single_rows
         self.parts: list[tuple[WholeBatch, list[int]]] = []  # each batch with its rows
+        # tensors with the rows of each batch, and with the place of each row in the concatenated batches
+        self.rows, self.places = [torch.empty(0)], torch.empty(0)
 
     def fill(
         self, rows: Sequence[int], prompts: Sequence[TokenIds], of_prompt: Sequence[int]
@@ -162,18 +168,18 @@ class SeparateBatches:
             own = [distinct.index(number) for number in numbers]
             logits.append(batch.fill(part, [prompts[number] for number in distinct], own))
             self.parts.append((batch, part))
-        return self._joined(logits)
+        self._refresh_rows()
+        return torch.cat(logits)[self.places]
 
     def step(
         self, actions: Int[Tensor, " row"], shortest: int, longest: int
     ) -> Float[Tensor, "row vocabulary"]:
         """Append one action to every row and return the logits of the next actions; see `Batch.step`."""
-        return self._joined(
-            [
-                batch.step(actions[integers(part, actions.device)], shortest, longest)
-                for batch, part in self.parts
-            ]
-        )
+        logits = [
+            batch.step(actions[rows], shortest, longest)
+            for (batch, _), rows in zip(self.parts, self.rows, strict=True)
+        ]
+        return torch.cat(logits)[self.places]
 
     def copy(self, old: Sequence[int], new: Sequence[int]) -> None:
         """Copy rows to other rows; see `Batch.copy`."""
@@ -202,7 +208,10 @@ class SeparateBatches:
                 batch.keep(integers([place[sources[row]] for row in new], batch.lengths.device))
                 parts.append((batch, new))
         self.parts = parts
+        self._refresh_rows()
 
-    def _joined(self, logits: Sequence[Tensor]) -> Float[Tensor, "row vocabulary"]:
-        joined = torch.cat([*logits])
-        return joined[integers(restored_order([part for _, part in self.parts]), joined.device)]
+    def _refresh_rows(self) -> None:
+        """Recompute `rows` and `places`. In `step`, copying them to a GPU would wait for the GPU."""
+        parts, device = [part for _, part in self.parts], next(self.model.parameters()).device
+        self.rows = [integers(part, device) for part in parts]
+        self.places = integers(restored_order(parts), device)

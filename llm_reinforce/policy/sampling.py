@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import pad
 
+from llm_reinforce.errors import InputError
 from llm_reinforce.policy.batches import Batch, SeparateBatches, WholeBatch
 from llm_reinforce.policy.drawing import draw, widest_float
 from llm_reinforce.policy.embedding import check_token_ids
@@ -69,6 +70,7 @@ def sample_completions(
     batch_size: int | None = None,
     activations: Activations | None = None,
     on_step: OnStep | None = None,
+    cuda_graphs: bool = False,
 ) -> list[Completion]:
     """Sample completions of each prompt from softmax(logits / temperature), without top-k or top-p.
 
@@ -90,9 +92,13 @@ def sample_completions(
             Llama-like models on a CPU. None: do not store activations.
         on_step: function that is called after each step of the sampler, with the number of completions that
             have ended and the number of sampled tokens. If it raises an exception, the sampling ends.
+        cuda_graphs: if True, the forward passes are replayed as CUDA graphs.
 
     Returns:
         completions in the order of the prompts; the completions of one prompt are adjacent.
+
+    Raises:
+        InputError: if CUDA graphs cannot be used; see `check_cuda_graphs`.
     """
 
     def uniforms(prompt: int) -> Tensor:
@@ -109,9 +115,24 @@ def sample_completions(
             batch_size=batch_size,
             activations=activations,
             on_step=on_step,
+            cuda_graphs=cuda_graphs,
         )
     )
     return [completion for prompt in range(len(prompts)) for completion in of_prompts[prompt]]
+
+
+def check_cuda_graphs(policy: LanguagePolicy) -> None:
+    """Raise an InputError unless the sampler can replay the forward passes of the policy as CUDA graphs."""
+    if policy.device.type != "cuda":
+        raise InputError(
+            f"sampling.cuda_graphs needs a GPU with CUDA, but the device is {policy.device.type}; "
+            "remove this setting"
+        )
+    if fast_model(policy.model) is None:
+        raise InputError(
+            f"sampling.cuda_graphs is not supported for this {type(policy.model).__name__}, because it does "
+            "not use the fast path; remove this setting"
+        )
 
 
 def random_numbers(
@@ -143,6 +164,7 @@ def stream_completions(
     batch_size: int | None = None,
     activations: Activations | None = None,
     on_step: OnStep | None = None,
+    cuda_graphs: bool = False,
 ) -> Iterator[tuple[int, list[Completion]]]:
     """Sample completions, and yield the completions of a prompt as soon as all of them have ended.
 
@@ -163,10 +185,16 @@ def stream_completions(
         activations: store for activations that `token_log_probs` reuses; see `sample_completions`.
         on_step: function that is called after each step of the sampler, with the number of completions that
             have ended and the number of sampled tokens. If it raises an exception, the sampling ends.
+        cuda_graphs: if True, the forward passes are replayed as CUDA graphs.
 
     Yields:
         the index of the prompt, and its completions.
+
+    Raises:
+        InputError: if CUDA graphs cannot be used; see `check_cuda_graphs`.
     """
+    if cuda_graphs:
+        check_cuda_graphs(policy)
     # number of prompts whose completions are sampled at once
     size = max(1, (batch_size or len(prompts) * num_completions) // num_completions)
     model = fast_model(policy.model)
@@ -183,7 +211,14 @@ def stream_completions(
         if model is not None:
             if activations is not None:
                 activations.begin(model, temperature)  # called once, because `part` has all prompts
-            batch = SlotBatch(model, num_slots, max_new_tokens, activations)
+            batch = SlotBatch(
+                model,
+                num_slots,
+                max_new_tokens,
+                activations,
+                has_fixed_shapes=CHECK_EVERY.get(policy.device.type) != 1,
+                cuda_graphs=cuda_graphs,
+            )
         elif batching == "padded rows":
             batch = WholeBatch(policy.model, policy.pad_token_id)
         else:
@@ -253,7 +288,8 @@ class _Generation:
         self.kept_indices: list[list[int]] = [[] for _ in range(num_slots)]
         self.lengths = torch.zeros(num_slots, dtype=torch.long, device=device)
         self.is_running = torch.zeros(num_slots, dtype=torch.bool, device=device)
-        self.end_token_ids = integers(policy.end_token_ids, device)
+        # for 10 or more elements, `torch.isin` may use an algorithm that waits for a GPU
+        self.end_token_ids = torch.split(integers(policy.end_token_ids, device), 9)
         # the extra column is for tokens that are drawn after the end of a completion, and is never read
         self.token_ids = torch.zeros(num_slots, max_new_tokens + 1, dtype=torch.long, device=device)
         self.dtype = widest_float(device)
@@ -332,6 +368,11 @@ class _Generation:
     @torch.no_grad()
     def step(self, temperature: float) -> None:
         """Draw and record the next action of every active completion."""
+        self.draw_actions(temperature)
+        self.num_steps += 1
+
+    def draw_actions(self, temperature: float) -> None:
+        """Draw and record the actions. All tensors have the same shapes in every step of the same rows."""
         slots, column = self.active_slots, self.lengths[self.active_slots]
         uniforms = None
         if self.uniforms is not None:
@@ -344,10 +385,10 @@ class _Generation:
         self.squared_logit_gradient_norms[slots, column] = drawn.squared_logit_gradient_norms.to(self.dtype)
         is_running = self.is_running[slots]
         column += is_running
-        is_running &= ~torch.isin(drawn.actions, self.end_token_ids)
+        for end_token_ids in self.end_token_ids:
+            is_running &= ~torch.isin(drawn.actions, end_token_ids)
         is_running &= column < self.max_new_tokens
         self.lengths[slots], self.is_running[slots] = column, is_running
-        self.num_steps += 1
 
     def pop_ended(self) -> Iterator[tuple[tuple[int, int], Completion]]:
         """Yield the request and the completion of each slot whose completion has ended, and free the slot.

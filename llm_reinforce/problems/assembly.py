@@ -138,8 +138,8 @@ def read_data(
         say: function that is called with messages about the data.
 
     Raises:
-        InputError: if the source does not exist or is invalid, or if `config` or `split` is set although the
-            source has no configurations and splits.
+        InputError: if the source does not exist or is invalid, or if `config` or `split` is set for a source
+            that has neither configurations nor splits.
     """
     assert source is not None, "the settings class requires it"
     if (source.config, source.split) != (None, DEFAULT_SPLIT) and not reads_split(source.data):

@@ -367,7 +367,7 @@ def _share_out(total: int, capacities: Sequence[int]) -> list[int]:
 def _operand_ranges(
     digits: Sequence[int], operands: tuple[int, int] | None, held_out_operands: tuple[int, int] | None
 ) -> list[tuple[str, range, range]]:
-    """Return tuples (name of the range of operands, operands, operands of held-out problems)."""
+    """Return the tuple (name, operands, operands of held-out problems) for each range of operands."""
     if operands is None:
         if not digits:
             raise InputError("digits is empty; give at least one number of digits")

@@ -30,7 +30,7 @@ _ABSENT = object()
 def value_of(values: Mapping[str, object], name: str) -> object:
     """Return the value of a column, which may lie within another column.
 
-    If a dotted name leads into a value that is JSON text, as in a CSV file, the text is decoded.
+    If the outer column contains JSON text, as in a CSV file, the text is decoded.
 
     Raises:
         KeyError: if there is no such column.
@@ -65,9 +65,9 @@ def _decoded(text: str) -> object:
 
 
 def find_column(values: Mapping[str, object], given: str | None, usual: Sequence[str]) -> str | None:
-    """Return the name of a column: the given name or, if no name is given, the first usual name in the row.
+    """Return the name of the first wanted column that the row has, or None if the row has none of them.
 
-    The result is None if the row has no such column.
+    The wanted columns are `given` or, if `given` is None, those in `usual`.
     """
     wanted = usual if given is None else (given,)
     return next((name for name in wanted if _value(values, name) is not _ABSENT), None)
@@ -125,8 +125,8 @@ def _dotted(values: Mapping[str, object], prefix: str = "") -> Iterable[str]:
 def read_messages(value: object, place: str, column: str) -> tuple[Message, ...]:
     """Return the chat messages in a column, or () if the column contains no chat messages.
 
-    A message has a role and a content or, as in ShareGPT, `from` and `value`. Other keys of a message are
-    kept. JSON text is decoded.
+    A message has the keys `role` and `content` or, as in ShareGPT, `from` and `value`. Other keys of a
+    message are kept. JSON text is decoded.
 
     Raises:
         InputError: if a message has no text, or if no message is from a user.
@@ -199,9 +199,8 @@ def as_text(value: object, place: str, column: str) -> str:
 def final_answer(text: str) -> tuple[str, str]:
     r"""Return the final answer of a whole solution, and where it was found: "####", "box" or "".
 
-    A text without `####` and without a box is itself the answer. If a solution contains both `####` and a
-    box, `####` may begin a Markdown heading. In this case, the text after `####` is the answer only if it is
-    a number.
+    A text without `####` and without a box is itself the answer. In a solution with a box, `####` may begin a
+    Markdown heading, so the text after `####` is the answer only if it is a number.
 
     >>> final_answer("2+2000 = 2002\n#### 2,002"), final_answer(r"so $\boxed{x}$"), final_answer("x")
     (('2002', '####'), ('x', 'box'), ('x', ''))

@@ -2,7 +2,7 @@
 
 `NAME` loads a split of the data set NAME from the hub. `NAME=PATH` reads a local file or folder that has the
 published format of the data set. Reading a local file or folder needs no network. A split can be chosen in a
-folder, but not in a file.
+folder and in a JSON file with several lists, but not in other files.
 """
 
 import re
@@ -132,7 +132,7 @@ NAMED_SETS: Mapping[str, NamedSet] = MappingProxyType(
         "gsm8k": NamedSet("openai/gsm8k", _TRAIN_AND_TEST, _gsm8k, config="main"),
         "svamp": NamedSet("ChilleD/SVAMP", _TRAIN_AND_TEST, _svamp),
         "multiarith": NamedSet("ChilleD/MultiArith", _TRAIN_AND_TEST, _mawps),
-        # `datasets` loads files without splits as the split train, but these data sets are for evaluation
+        # `datasets` calls the only split of a file `train`, but these two data sets are used for evaluation
         "addsub": NamedSet(_MATH_TASKS, {"test": "train"}, _mawps, data_files="data/mawps/addsub.jsonl"),
         "singleeq": NamedSet(_MATH_TASKS, {"test": "train"}, _mawps, data_files="data/mawps/singleeq.jsonl"),
         "asdiv": NamedSet(

@@ -80,7 +80,7 @@ def normal_text(prompt: str) -> str:
 def masked_text(prompt: str) -> str:
     """Return the result of `normal_text` with every number replaced by #.
 
-    The result is empty if the prompt has too few words to be compared without its numbers, such as `12+34=`.
+    The result is empty for a prompt such as `12+34=`, which has too few words to be compared without numbers.
 
     >>> masked_text("Tom has 1,000 red apples."), masked_text("12+34=")
     ('tom has # red apples', '')

@@ -36,12 +36,12 @@ class Problem:
     """True if the answer can be LaTeX or algebra. Answers that are not plain numbers are then compared by
     math-verify."""
     messages: tuple[Message, ...] = field(default=(), kw_only=True, hash=False)
-    """The messages of a prompt that is a chat, the last one from a user. Empty if the prompt is text."""
+    """Messages of the prompt if it is a chat; the last one is from a user. Empty if the prompt is text."""
     id: str = ""
     """Name of the problem in reports. It is unique within the data set."""
     # a plain dict, because a read-only proxy cannot be pickled and problems are sent to worker processes
     columns: Mapping[str, object] = field(default_factory=dict, hash=False)
-    """The columns of the problem's row that no other attribute contains, passed to reward functions."""
+    """Columns of the problem's row that are not stored in other attributes. Reward functions can use them."""
 
     @property
     def policy_prompt(self) -> "str | tuple[Message, ...]":

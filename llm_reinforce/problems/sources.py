@@ -71,9 +71,9 @@ def read_problems(
     Blank lines of a JSONL file are skipped. Answers that are numbers are converted to text; for example, 5.0
     becomes "5". A list with a single value is read as this value. The id of a problem is taken from the
     column `id`. Without this column, the id is `<file stem>-<number>`, with the number of the line in a JSONL
-    file or of the row in other files. The other columns are kept in `Problem.columns`, including columns of
-    prompts and answers whose names are not `prompt` and `answer`. A column `answer` is also kept if its
-    content differs from the reference answer, for example if it is a whole solution.
+    file or of the row in other files. The other columns are kept in `Problem.columns`, and so are columns of
+    prompts and answers that have other names than `prompt` and `answer`. A column `answer` is also kept if
+    its content differs from the reference answer, for example if it is a whole solution.
 
     Args:
         path: path of the file.
@@ -97,8 +97,8 @@ def load_hub_problems(
     `<name>-<split>-<row>`. A path of a folder is also accepted; see `folder_rows`.
 
     Raises:
-        InputError: if there is no such data set, configuration or split, if there is no network, or if a row
-            is invalid.
+        InputError: if there is no such data set, configuration or split, if there is no network and the data
+            set is not in the cache, or if a row is invalid.
     """
     folder = Path(name).expanduser()
     rows = (
@@ -297,7 +297,11 @@ class _Converter:
         )
 
     def _prompt(self, row: Row, values: Mapping[str, object]) -> tuple[str, tuple[Message, ...], str | None]:
-        """Return the text of a prompt, its messages if it is a chat, and the reply that ends the chat."""
+        """Return the text of a prompt, the messages of a chat, and the reply with which the chat ends.
+
+        The messages do not contain the reply. They are empty if the prompt is text. The reply is None if the
+        prompt is text or the chat ends with a message of the user.
+        """
         column = self.prompt_column
         if find_column(values, column, ()) is None:
             raise no_column(values, column, (), "prompt", row.place)

@@ -82,8 +82,8 @@ def collapse(
 def best_accuracy(rows: Sequence[Row], facts: RunFacts, window: int) -> tuple[float, int]:
     """Return the highest accuracy before the last update, and the number of episodes that it was measured on.
 
-    The highest accuracy is chosen among the means over `window` successive updates, and the accuracy of the
-    first update, whose episodes are those of the initial policy.
+    The accuracy is averaged over `window` successive updates. In addition, the first update is considered
+    alone, because its episodes are those of the initial policy.
     """
     accuracies = [number(row, "accuracy") for row in rows]
     best, num_best = accuracies[0], facts.num_episodes

@@ -23,7 +23,7 @@ def diagnose(run: str | PathLike[str] | RecordedRun) -> tuple[Finding, ...]:
     """Return the findings about a run, the most severe first. The tuple is empty if nothing is wrong.
 
     The run may be in progress. A symptom is reported if it is visible in the last updates, or in half of the
-    updates. A symptom that is explained by a more severe symptom is left out.
+    updates. A symptom that another symptom explains is left out.
 
     Args:
         run: directory of a run.

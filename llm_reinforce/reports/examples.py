@@ -60,7 +60,7 @@ def _rewarded(rows: Sequence[Row]) -> Row | None:
 def _unrewarded(rows: Sequence[Row]) -> Row | None:
     """Return the last episode with a right answer or, if no answer is right, the result of `_refused`.
 
-    This shows the symptom `equal_rewards`: the right answer has the same reward as the wrong answers.
+    A right answer is an example of the symptom `equal_rewards`, because wrong answers have the same reward.
     """
     return next((row for row in reversed(rows) if row.get("correct")), None) or _refused(rows)
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 Severity = Literal["severe", "moderate", "minor"]
 Row = Mapping[str, Any]
 
-# most severe first; this is also the order of findings of the same severity
+# order in which findings are listed, and the severity of each kind of finding
 SEVERITIES: dict[str, Severity] = {
     "not_finite": "severe",
     "collapse": "severe",

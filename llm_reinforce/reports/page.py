@@ -60,7 +60,7 @@ def report(
 
 
 def render(summaries: Sequence[RunSummary], *, refresh_seconds: int | None = None) -> str:
-    """Return the HTML of the report of runs.
+    """Return the report of runs as HTML.
 
     Args:
         summaries: the runs, at least one.
@@ -143,9 +143,10 @@ def _flat(value: Any, path: str = "") -> list[tuple[str, str]]:
 
 
 def _content_security_policy(scripts: Sequence[str], *, is_live: bool) -> str:
-    """Return a content security policy that allows only these scripts and forbids loading anything.
+    """Return a content security policy that allows only the given scripts and forbids loading any file.
 
-    Therefore, no script in the text of a completion can run, even if the text became part of the HTML.
+    Therefore, no script in the text of a completion can run, even if the text became part of the HTML. If
+    `is_live` is True, the page may request data from its own server.
     """
     digests = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts]
     sources = " ".join(f"'sha256-{digest}'" for digest in digests)

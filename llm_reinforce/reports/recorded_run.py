@@ -34,7 +34,7 @@ class RecordedRun:
         metrics: rows of `metrics.jsonl`.
         evaluations: rows of `evaluations.jsonl`.
         answers: rows of `answers.jsonl`.
-        episodes: rows of `episodes.jsonl`. Of a large file, only the episodes of updates at equal distances
+        episodes: rows of `episodes.jsonl`. From a large file, only the episodes of updates at equal distances
             are read.
         num_episode_updates: number of updates in `episodes.jsonl`.
         comparison: content of `comparison.json`; empty if the run has not ended.
@@ -105,7 +105,7 @@ def _rows(directory: RunDirectory, name: str) -> list[Row]:
 
 
 def _episodes(file: Path) -> tuple[list[Row], int]:
-    """Return episodes of about `MAX_BYTES` bytes at most, and the number of all updates with episodes.
+    """Return episodes of about `MAX_BYTES` bytes at most, and the number of updates in the whole file.
 
     Most updates of a large file are skipped. Only the number of the update is read from the lines of a
     skipped update.

@@ -56,7 +56,7 @@ class Change:
         return self.last - self.first
 
     def exceeds(self, num_errors: float) -> bool:
-        """Return True if the metric has risen by more than this number of standard errors."""
+        """Return True if the metric has risen by more than `num_errors` standard errors."""
         return self.difference > num_errors * self.error
 
     def __str__(self) -> str:
@@ -271,9 +271,9 @@ def _path(rows: Sequence[Row], facts: RunFacts) -> float:
 
 
 def _flat_reward(rows: Sequence[Row], facts: RunFacts) -> Change | None:
-    """Return the change of the reward if the reward does not rise although problems are still unsolved.
+    """Return the change of the reward if the reward is flat; None if it rises or can't yet be judged.
 
-    Otherwise, or if the run has not made enough updates, return None.
+    None is also returned if most problems are solved.
     """
     change = change_of(rows, "reward")
     is_early = len(rows) < min(MIN_FLAT * facts.num_updates, MAX_FLAT)

@@ -31,7 +31,7 @@ NO_SPREAD = 0.95  # minimum share of problems whose episodes have equal rewards,
 STUCK = 0.75  # accuracy below which equal rewards within groups are not a success
 SOLVED = 0.9  # accuracy at which equal rewards are a success
 NO_ENTROPY = 0.01  # maximum entropy of a collapsed policy, in nats per token
-MIN_CHANGED = 0.5  # minimum share of the weights with a gradient that a step should change
+MIN_CHANGED = 0.5  # a step should change at least this share of the weights that have a gradient
 MAX_ROUNDING, MAX_ROUNDING_IN_HALF = (
     0.01,
     1.0,
@@ -60,7 +60,7 @@ def no_reward(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
         updates_of(rows, facts),
         f"{what} and no answer is right, so there is nothing to learn from",
         "check the format of the answers and the reward function, or use easier problems, a warm start, or "
-        "more reinforce.episodes_per_problem",
+        "a higher reinforce.episodes_per_problem",
         verdicts(rows),
     )
 
@@ -84,7 +84,7 @@ def equal_rewards(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
         "reward as wrong answers: compare the form of answer that the function requires with the "
         "completions, and check that the policy can write this form"
         if accuracy > 0
-        else "check the reward function, or use easier problems, a warm start, or more "
+        else "check the reward function, or use easier problems, a warm start, or a higher "
         "reinforce.episodes_per_problem",
         verdicts(rows),
     )
@@ -125,7 +125,7 @@ def no_spread(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
         f"for {share:.0%} of the problems in {span(rows, facts)}, all episodes of the problem have the same "
         "reward, so these problems give no gradient if the baseline is computed from the episodes of a "
         "problem",
-        "use problems that the policy solves sometimes, a reward with partial credit, more "
+        "use problems that the policy solves sometimes, a reward with partial credit, a higher "
         "reinforce.episodes_per_problem, or a higher sampling.temperature",
         [
             f"accuracy: {mean(rows, 'accuracy'):.1%}",
@@ -169,7 +169,7 @@ def truncation(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
         updates_of(rows, facts),
         f"{truncated:.0%} of the completions in {span(rows, facts)} are cut off by sampling.max_new_tokens, "
         "and right answers may be cut off too",
-        "raise sampling.max_new_tokens, or ask for shorter answers in the prompt, or reward shorter answers",
+        "raise sampling.max_new_tokens, ask for shorter answers in the prompt, or reward shorter answers",
         [
             f"mean length: {mean(rows, 'completions/mean_length'):.1f} tokens; longest completion: "
             f"{max(finite(rows, 'completions/max_length'), default=math.nan):.0f} tokens",
@@ -241,8 +241,8 @@ def steps_rounded(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
         "steps_rounded",
         updates_of(full, facts),
         f"only {sum(shares) / len(shares):.2%} of the weights with a nonzero gradient changed in "
-        f"{span(full, facts)}, because a step with the learning rate {rate:.3g} is rounded to zero for the "
-        "other weights, which are in half precision",
+        f"{span(full, facts)}, because the weights are in half precision, where most steps with the learning "
+        f"rate {rate:.3g} are rounded to zero",
         "set training.master_weights: true, or train an adapter (policy.lora) instead of the weights",
         [f"smallest share of changed weights in an update: {min(shares):.2%}"],
     )
@@ -308,7 +308,7 @@ PATIENT = {
 
 
 def window_of(facts: RunFacts, sign: Sign | None = None) -> int:
-    """Return the number of updates over which a sign is measured. In a short run, these are all updates."""
+    """Return the number of updates over which a sign is measured, at most those of the whole run."""
     window = max(MIN_UPDATES, min(NUM_UPDATES, facts.num_updates))
     if sign is truncation:  # compares the two halves of the updates
         window = max(NUM_UPDATES, min(2 * NUM_UPDATES, facts.num_updates))

@@ -44,8 +44,8 @@ def answer_format(pattern: str | None = None, form: str | None = None) -> Reward
     Args:
         pattern: regular expression that must match somewhere in the completion.
         form: required ending of the completion, given instead of `pattern`: `hashes` (#### 42),
-            `boxed` (\boxed{42}), `tag` (<answer>42</answer>) or `phrase` (The answer is 42.). The default is
-            `hashes` if `pattern` is not given either.
+            `boxed` (\boxed{42}), `tag` (<answer>42</answer>) or `phrase` (The answer is 42.). If
+            neither is given, the form is `hashes`.
 
     Raises:
         InputError: if the pattern is not a regular expression, if the form is unknown, or if both a pattern

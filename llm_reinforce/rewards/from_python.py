@@ -32,8 +32,8 @@ def rewards_from(source: Any) -> list[Given]:
         one pair per reward: the recipe keys, and the reward as an object or None if the keys suffice.
 
     Raises:
-        InputError: if `source` has another type, or if no parameter of a function has the name of a value
-            that reward functions receive.
+        InputError: if `source` has another type, or if a function has no parameter that is named after a
+            value that the trainer passes.
     """
     pairs: list[tuple[Any, float | None]]
     if isinstance(source, Mapping):
@@ -66,10 +66,10 @@ def reward_name(function: Callable[..., Any]) -> str:
 
 
 def reward_origin(function: Callable[..., Any]) -> str:
-    """Return the name by which a recipe can load a function.
+    """Return the name of a function in a recipe: `package.module:function` or `/path/file.py:function`.
 
-    The name has the form `package.module:function` or `/path/file.py:function`. Lambdas, nested functions and
-    functions of a notebook cannot be loaded by name. For such a function, the result is `python:NAME`.
+    Lambdas, nested functions and functions of a notebook cannot be loaded by name. For such a function, the
+    result is `python:NAME`.
     """
     module = sys.modules.get(getattr(function, "__module__", None) or "")
     name = getattr(function, "__qualname__", "")

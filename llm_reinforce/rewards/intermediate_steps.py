@@ -44,8 +44,9 @@ class Equation:
 
     Attributes:
         start: index of the first character of the equation.
-        end: index after the character that completes the equation, which is the first character that cannot
-            continue it.
+        end: number of characters of the text after which the equation is known to be complete. In
+            "2+3=5 apples", these are the 7 characters "2+3=5 a". If only the end of the text completes the
+            equation, `end` is the length of the text plus 1.
         text: the equation without spaces.
         is_right: True if both sides have the same value.
     """

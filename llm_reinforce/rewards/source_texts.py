@@ -10,7 +10,7 @@ from llm_reinforce.rewards.isolation import IsolatedFunction
 
 
 def describe_reward(name: str, function: Any) -> dict[str, Any]:
-    """Return the name, the source text and the digest of the source text of a reward function.
+    """Return a record of a reward function: its name, its source text and the digest of this text.
 
     For a function of a file or a module, the source text is the text of the whole file, because the function
     may call other functions of the file. For other functions, it is the text of the function itself. A

@@ -92,7 +92,7 @@ def call_on_batch(
 
 
 def _as_json(value: object) -> object:
-    """Convert a value for JSON. Values that JSON lacks become floats if they are numbers, otherwise text."""
+    """Convert a value for JSON: numbers other than ints become floats, and unsupported values become text."""
     if value is None or isinstance(value, str | bool | int):
         return value
     try:

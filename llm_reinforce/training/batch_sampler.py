@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -410,7 +411,9 @@ class BatchSampler:
                 activations=activations,
                 on_step=on_step,
                 length_penalty=None if is_trial else self.reinforce.length_penalty,
-                sample=sample_completions if self.server is None else self.server.sample_completions,
+                sample=partial(sample_completions, cuda_graphs=self.sampling.cuda_graphs)
+                if self.server is None
+                else self.server.sample_completions,
             )
 
     def random_number(self, purpose: str, state: TrainState, process: int | None = None) -> int:

@@ -23,7 +23,7 @@ from llm_reinforce.durable_files import whole_directory
 from llm_reinforce.episodes import Episode, EpisodeBatch, Estimate, estimate_advantages
 from llm_reinforce.errors import InputError, ProcessLostError, RunStoppedError
 from llm_reinforce.evaluation import Evaluation
-from llm_reinforce.policy import Activations, LanguagePolicy, checkpointable_layers
+from llm_reinforce.policy import Activations, LanguagePolicy, check_cuda_graphs, checkpointable_layers
 from llm_reinforce.problems import Problem, have_answers
 from llm_reinforce.processes import sharding, why_lost
 from llm_reinforce.reports import Finding, RunFacts, WarningSigns
@@ -174,6 +174,8 @@ class TrainingLoop:
         # the copy is made before the policy is moved, so it is on the CPU if the policy was loaded there
         self.sharded = shard(policy.model, self.accelerator)
         policy.model.to(self.accelerator.device)
+        if self.sampling.cuda_graphs:
+            check_cuda_graphs(policy)
         broadcast_weights(policy.model, self.accelerator)
         if self.sharded is not None:
             self.sharded.load()

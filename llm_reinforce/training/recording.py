@@ -20,6 +20,7 @@ from llm_reinforce.training.run_record import write_record
 FREE = (
     "training.trackers",
     "training.process_timeout",
+    "sampling.cuda_graphs",
     *(f"sampling.server.{name}" for name in ("url", "sync", "directory", "timeout", "tolerance")),
 )
 

@@ -4,12 +4,11 @@ r"""Comparison of answers that are LaTeX or algebra, with math-verify's parser i
 `verify_plain`, not by this module. This module splits an answer into parts, and `algebra_worker.py` compares
 the parts. The rules are:
 
-- *Equation*: a reference answer that is an equation equals equations that differ by a nonzero factor or have
-  swapped sides. `y = 2x+1` also equals `2x+1`, whichever of them is the reference answer, because y only
-  names the value.
+- *Equation*: two equations are equal if they differ only by a nonzero factor or have swapped sides.
+  `y = 2x+1` and `2x+1` are also equal, because y only names the value.
 - *Label*: `AB = `, `f(x) = `, `|z| = `, `(x,y) = ` and `x \in ` are names of the value that follows.
-- *List*: values are separated by commas, semicolons, "or" or "and", and are compared in any order. `\pm`
-  stands for two values.
+- *List*: values are separated by commas, semicolons, "or" or "and", and their order does not matter.
+  `\pm` stands for two values.
 - *Unit*: a `\text{…}` at the end is a unit, which must agree if both answers have one.
 - *Base*: numbers with a base are compared as text.
 - *Rejected*: relations, operations that are not evaluated, and repetitions of the question.
@@ -117,7 +116,7 @@ _EQUALS = re.compile(r"[()\[\]{}]|=")
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """An answer whose labels and unit were removed: values in any order, or the two sides of an equation."""
+    """An answer without its labels and unit: values in any order, or the two sides of an equation."""
 
     values: tuple[str, ...]
     equation: tuple[str, str] | None = None  # the two sides, if the answer has exactly one equals sign
@@ -227,7 +226,7 @@ def _letters(text: str) -> set[str]:
 
 
 def _is_label(side: str, value: str) -> bool:
-    """Return True if a side of an equation is a name that does not occur in the value."""
+    """Return True if `side` is a name that does not occur in `value`, the last side of the same equation."""
     name = _NAME.fullmatch(side.strip())
     if name is None or (name[1] and len(name[1]) > 1 and name[1].islower()):  # xy is a product
         return False
@@ -262,7 +261,7 @@ def _squeezed(text: str) -> str:
 
 
 def _parts(text: str, separator: str) -> list[str]:
-    """Split a text at a separator outside brackets.
+    """Split a text at each separator that is outside brackets.
 
     If the separator is a comma, the text is also split at ';', 'or' and 'and'.
     """

@@ -147,9 +147,8 @@ def is_confirmed(right: Any, answer: Any) -> bool:
 def _equal_numbers(right: Any, answer: Any) -> bool:
     """Return True if two expressions are equal at several values of their variables, to 45 digits.
 
-    The values are computed with 60 digits. If the two expressions are not finite at any of these values, the
-    difference of the expressions is simplified, and the expressions are equal if the simplified difference is
-    0.
+    The values are computed with 60 digits. If there is no point at which both expressions are finite,
+    the expressions are equal if their difference can be simplified to 0.
     """
     from sympy import simplify
 

@@ -186,10 +186,12 @@ class _Text:
         - the number precedes "because", as in "It costs $57, because 41 + 16 = 57";
         - the number precedes brackets, as in "42 apples (6 per bag)";
         - the number is the only price of the sentence, as in "Tina makes $990 in 5 days";
-        - the number precedes a clause without a verb, as in "it takes 8 * 2 = 16 dogs for the 5 cats", or a
-          clause with an infinitive, as in "She needs 3 cows to make 25 liters".
+        - the number is the result of a calculation and precedes a phrase without a verb, as in "it takes
+          8 * 2 = 16 dogs for the 5 cats";
+        - the number precedes an infinitive or "than", as in "She needs 3 cows to make 25 liters".
 
-        The result is None if the sentence states two numbers in one phrase, as in "3 bags of 10 ounces each".
+        The result is None if it is not clear which number is the answer, as in "3 bags of 10 ounces each" and
+        "8 * 2 = 16 dogs and 5 cats".
         """
         last = self.phrases[loud[-1]]
         begin = 1 + _last(self.tokens[: last.first], frozenset(("newline", "stop")))
@@ -258,7 +260,10 @@ class _Text:
         return self.text[self.tokens[phrase.first].start : self.tokens[phrase.last - 1].end].strip()
 
     def _chains(self) -> tuple[list[list[Phrase]], bool]:
-        """Return the chains after the last correction word, such as "no", and True if this word exists."""
+        """Return the chains of the text, and True if the text corrects itself.
+
+        If it does, only the chains after the last correction word, such as "no", are returned.
+        """
         chains, is_corrected = [[self.phrases[0]]], False
         for before, phrase in pairwise(self.phrases):
             between = self._between(before.last, phrase.first)

@@ -115,7 +115,7 @@ def sentence(line: str) -> str:
 
 
 def _after_hashes(text: str) -> tuple[str | None, int]:
-    """Return the rest of the line after the last "####" that is followed by text, and the end of the line.
+    """Return the rest of the line after the last "####" that is followed by text, and the index of its end.
 
     The first item is "" if no "####" is followed by text, and None if there is no "####".
     """
@@ -134,7 +134,10 @@ def _first(text: str, start: int) -> int:
 
 
 def _line(text: str, start: int, limit: int = MAX_SLOT) -> tuple[str, int]:
-    r"""Return the line that begins at an index, and its end. Line ends inside `\text{…}` do not count."""
+    r"""Return the line that begins at `start`, and the index of its end.
+
+    Line ends inside `\text{…}` do not count.
+    """
     line, _, following = text[start : start + limit].partition("\n")
     if line.count("{") > line.count("}"):
         line = f"{line} {following.partition(chr(10))[0]}"
@@ -142,14 +145,14 @@ def _line(text: str, start: int, limit: int = MAX_SLOT) -> tuple[str, int]:
 
 
 def _boxed(text: str, *, truncated: bool) -> tuple[str | None, int, bool]:
-    r"""Return the content of the last outer box, its end, and True if other boxes directly precede it.
+    r"""Return the content and the end of the last outer box, and True if other boxes directly precede it.
 
     The content is None if there is no box, and "" if the box is empty. The end is an index in the text. In
     "\boxed{15} or \boxed{16}", another box directly precedes the last box. The content then consists of the
     contents of all these boxes, separated by commas.
     """
     boxes: list[str] = []
-    begin = end = last = len(text)  # start and end of the box found last, and end of the first box
+    begin = end = last = len(text)  # start and end of the box found most recently; end of the last box
     slot: str | None = None
     for start in _from_the_end(text, r"\boxed", r"\fbox"):
         box = _BOX.match(text, start)
@@ -161,7 +164,7 @@ def _boxed(text: str, *, truncated: bool) -> tuple[str | None, int, bool]:
                 return slot or "", last, len(boxes) > 1
             closed = len(text)
         content = text[box.end() : closed].strip()
-        if closed > end:  # this box contains the box that was found last
+        if closed > end:  # this box contains the box that was found before it
             boxes[-1:], begin, end, last = [content], start, closed, closed + 1
         elif not slot or _JOINT.fullmatch(text, closed + 1, begin):
             boxes[:0] = [content] if content.strip(" $\\])") else []
@@ -196,7 +199,10 @@ def _closing_brace(text: str, start: int) -> int | None:
 
 
 def _tagged(text: str, *, truncated: bool) -> tuple[str | None, int]:
-    """Return the content of the last nonempty `<answer>`, and its end. The content is None without a tag."""
+    """Return the content of the last `<answer>` that is not empty, and the index of its end.
+
+    The content is None if the text has no `<answer>`.
+    """
     slot, end = None, len(text)
     for start in _from_the_end(text, "<answer>", "<Answer>", "<ANSWER>"):
         start += len("<answer>")

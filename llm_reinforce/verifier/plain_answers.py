@@ -129,8 +129,7 @@ def _read_number(final: FinalAnswer) -> Reading:
 
 # --- the last number of a text ------------------------------------------------------------------------
 
-# number of characters before the last digit in which a number is searched for, in the first and the second
-# search
+# a number is searched for in 160 characters before the last digit and, if none is found, in 448 characters
 _WINDOWS = (160, 448)
 _AFTER = 40  # number of characters that are read after the last digit
 _OTHER_DIGITS = 4_096  # digits other than 0 to 9 are searched for in this many characters at the end

@@ -23,7 +23,10 @@ _MESSAGE = "<|message|>"  # follows the name of a channel
 
 
 def _unclosed_and_end(text: str) -> tuple[dict[str, int], int]:
-    """Return the start of each block that is not closed, by its name, and the end of the last closing tag."""
+    """Return the unclosed blocks of a text, and the index after its last closing tag.
+
+    The blocks are a mapping from the name of a block to the index of its start.
+    """
     has_bracket = any(bracket in text for bracket in "<[◁")
     lower = text.lower() if has_bracket else ""
     if not any(stem in lower for stem in _STEMS):

@@ -2,8 +2,8 @@ r"""Tokens of a normalized text, and their tags. One pattern with linear running
 
 The *tag* of a token is one of `0` (a number), `0:0` (a date, time, ratio or version), `@x` (the letter x),
 `\f` (a function), `$`, `(`, `)`, `=`, `≈` (a relation), `¶` (a line end) and `"` (another character). The tag
-of any other token is the token itself. A space precedes each tag, or a tab character if nothing separates the
-token from the previous token. The rules of `context.py` are patterns on the tags.
+of any other token is the token itself. Each tag is preceded by a space, or by a tab character if nothing
+separates the token from the previous token. The rules of `context.py` are patterns on the tags.
 """
 
 import re

@@ -144,11 +144,11 @@ def endless_policy(seed: int) -> LanguagePolicy:
 def by_length() -> dict[tuple[str, str, int], length_claim.LengthVariance]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(length_claim, "LENGTHS", (1, 4))
-        patch.setattr(length_claim, "NUM_GROUPS", 32)
+        patch.setattr(length_claim, "NUM_GROUPS", 24)
         patch.setattr(length_claim, "coin_policy", endless_policy)
         reported: list[int] = []
         figures = length_claim.length_variances(seed=0, progress=reported.append)
-        assert reported[-1] == 3 * 32 * 2 == len(reported)
+        assert reported[-1] == 3 * 24 * 2 == len(reported)
     return {(each.paid, each.estimator, each.num_actions): each for each in figures}
 
 

@@ -31,7 +31,7 @@ from llm_reinforce.rewards import WeightedReward, correct_answer
 
 PLAIN = ReinforceConfig(problems_per_update=4, episodes_per_problem=2)
 COVERED = ("none", "leave_one_out", "value, λ 0.9")
-NUM_REPEATS, NUM_GROUPS = 100, 96
+NUM_REPEATS, NUM_GROUPS = 64, 96
 
 
 @pytest.fixture(scope="module")
@@ -92,11 +92,11 @@ def test_reward_to_go_has_a_lower_variance_than_the_whole_return(toy: Toy) -> No
 def test_intervals_cover_the_exact_values_at_their_nominal_rate(
     toy: Toy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The coverage is at least 87% for each statistic (95% minus four standard errors), and 95% ± 2% overall.
+    """The coverage is at least 84% for each statistic (95% minus four standard errors), and 95% ± 2% overall.
 
     tests/benchmarks/variance_coverage.py has more repetitions, other numbers of groups and rarer rewards.
     """
-    monkeypatch.setattr(gradient_statistics, "NUM_RESAMPLES", 399)  # enough for the quantiles at 2.5%
+    monkeypatch.setattr(gradient_statistics, "NUM_RESAMPLES", 199)  # enough for the quantiles at 2.5%
     toy = toy.only(COVERED)
     truths = {name: toy.truth(name, toy.cosine(name, NUM_GROUPS, 400)) for name in COVERED}
     hits: dict[tuple[str, str], list[bool]] = defaultdict(list)
@@ -110,7 +110,7 @@ def test_intervals_cover_the_exact_values_at_their_nominal_rate(
                     slack = 1e-6 * abs(truth)  # the expectation of group_mean is exactly ∇J / 2
                     hits[found.name, figure].append(measured.low - slack <= truth <= measured.high + slack)
     shares = {key: float(np.mean(held)) for key, held in hits.items()}
-    assert {key: share for key, share in shares.items() if share < 0.87} == {}
+    assert {key: share for key, share in shares.items() if share < 0.84} == {}
     assert 0.93 <= np.mean(list(shares.values())) <= 0.97
 
 
@@ -238,7 +238,7 @@ def is_even(completion: str, problem: Problem) -> float:
 
 
 def collected_of(
-    policy: LanguagePolicy, *, num_problems: int = 24, discount: float = 1.0
+    policy: LanguagePolicy, *, num_problems: int = 16, discount: float = 1.0
 ) -> MeasuredEpisodes:
     problems = [Problem(f"{a}+{b}=", str(a + b)) for a in range(3) for b in range(3)]
     return collect_updates(
@@ -288,11 +288,11 @@ def test_measurement_is_deterministic_and_does_not_change_the_policy(
     reported: list[int] = []
     again = measure_estimators(tiny, collected, estimators_for(PLAIN), progress=reported.append)
     assert again == measured
-    assert reported == list(range(1, 49))
+    assert reported == list(range(1, 33))
     assert all(torch.equal(before[name], each) for name, each in tiny.model.named_parameters())
     assert all(parameter.grad is None for parameter in tiny.model.parameters())
-    assert (again.num_problems, again.episodes_per_problem, again.episodes_per_update) == (24, 2, 8)
-    assert 4 <= again.num_with_gradient <= 24
+    assert (again.num_problems, again.episodes_per_problem, again.episodes_per_update) == (16, 2, 8)
+    assert 4 <= again.num_with_gradient <= 16
     assert again.sketch_error == 0.0
     assert again.num_parameters == sum(p.numel() for p in tiny.model.parameters())
     for each in again.estimators:
@@ -316,7 +316,7 @@ def test_equal_returns_are_an_error(tiny: LanguagePolicy, collected: MeasuredEpi
         EpisodeBatch.of(
             [replace(episode, reward=0.9) for episode in update.episodes], update.logged, update.greedy
         )
-        for update in collected.updates
+        for update in collected.updates[:2]
     ]
-    with pytest.raises(InputError, match="none of the 24 problems have a nonzero gradient"):
+    with pytest.raises(InputError, match="none of the 8 problems have a nonzero gradient"):
         measure_estimators(tiny, replace(collected, updates=tuple(updates)), estimators_for(PLAIN))

@@ -65,7 +65,7 @@ def test_equal_seeds_give_equal_sketches() -> None:
     assert not torch.equal(one.signs, three.signs)
 
 
-@pytest.mark.parametrize("num_numbers", [10 * SIZE, 10 * SIZE + 5, SIZE + 1])
+@pytest.mark.parametrize("num_numbers", [10 * SIZE + 5, SIZE + 1])
 def test_squared_norms_are_unbiased_with_the_stated_error(num_numbers: int) -> None:
     sketches = [Sketch.random(num_numbers, SIZE, seed) for seed in range(NUM_SEEDS)]
     bound = math.sqrt(2 / SIZE)

@@ -42,7 +42,7 @@ SETTINGS: dict[str, object] = {
     "reinforce.baseline": "moving_average",
     "training.num_updates": 30,
     "training.checkpoint_every": 1,
-    "training.num_warmup_updates": 4,
+    "training.num_warmup_updates": 2,
     "training.warm_start.num_updates": 2,
     "training.warm_start.num_warmup_updates": 0,
     "evaluation.every": 5,

@@ -101,7 +101,7 @@ def trl_hangs(completions, **columns):
 """
 PROBLEM = Problem(prompt="1+1=", answer="2", solution="so", id="p", algebra=True, columns={"level": 3})
 LIMITS = Isolation(num_workers=1, time_limit=60.0, memory_limit=512)  # long enough on a busy machine
-TIME_LIMIT = 1.0
+TIME_LIMIT = 0.5
 SHORT = Isolation(num_workers=1, time_limit=TIME_LIMIT, memory_limit=512)
 MORE_TIME = 1.0  # seconds after the time limit within which a hanging function must be stopped
 pytestmark = pytest.mark.skipif(not hasattr(os, "killpg"), reason="no process groups here")
@@ -173,9 +173,9 @@ def test_workers_run_concurrently_and_results_are_in_order(file: Path) -> None:
     function = IsolatedFunction(f"{file}:evaluate", {}, Isolation(num_workers=2, time_limit=60.0))
     ask(function, "1", "1")  # start the workers
     started = time.monotonic()
-    totals = [one.total for one in ask(function, "time.sleep(1) or 0", "time.sleep(1) or 1", "2", "3")]
+    totals = [one.total for one in ask(function, "time.sleep(0.7) or 0", "time.sleep(0.7) or 1", "2", "3")]
     assert totals == [0.0, 1.0, 2.0, 3.0]
-    assert time.monotonic() - started < 1.9
+    assert time.monotonic() - started < 1.35
     function.close()
 
 
@@ -239,8 +239,6 @@ def test_traceback_of_the_worker_is_returned(isolated: IsolatedFunction) -> None
 @pytest.mark.parametrize(
     ("expression", "in_a_thread"),
     [
-        ("loops()", False),
-        ("time.sleep(60)", True),
         ("re.match('(a+)+b', 'a' * 40)", False),  # C code that no other Python thread interrupts
         ("signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 65)) or loops()", True),
         ("closes_its_pipes()", False),
@@ -263,7 +261,7 @@ def test_hanging_function_is_stopped(
     assert results[0].total is None
     assert not is_running(pid)
     if expression != "closes_its_pipes()":
-        assert results[0].failure == "f: TimeoutError: no answer within 1 seconds"
+        assert results[0].failure == "f: TimeoutError: no answer within 0.5 seconds"
         assert took >= TIME_LIMIT
     assert took < TIME_LIMIT + MORE_TIME
     assert ask(short_limit, "2.0")[0].total == 2.0

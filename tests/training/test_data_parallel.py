@@ -55,7 +55,7 @@ def test_run_resumed_with_another_number_of_processes(tmp_path: Path) -> None:
     for recorded, is_reported in ((2, True), (1, False)):
         file.write_text(json.dumps({**environment, "num_processes": recorded}))
         watcher = Watcher()
-        more = f"training.num_updates={8 if is_reported else 10}"
+        more = f"training.num_updates={4 if is_reported else 5}"
         ReinforceTrainer(config=load_recipe("quickstart", [*options, more]).config, progress=watcher).train(
             resume=True
         )

@@ -1,13 +1,13 @@
 """Degenerate updates: empty completions, all truncated, equal rewards, a single scored episode."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from small_runs import Watcher, adapted_policy, new_run, rows, same, sevens, small_policy, trainer, weights
+from small_runs import Watcher, adapted_policy, same, sevens, small_policy, trainer, weights
 
 from llm_reinforce.config import ReinforceConfig
 from llm_reinforce.policy import LanguagePolicy
@@ -31,25 +31,23 @@ def biased(policy: LanguagePolicy, bias: float) -> None:
 
 
 def whole_run(
-    tmp_path: Path, policy: LanguagePolicy, reward: Reward, **settings: Any
-) -> tuple[list[dict[str, Any]], Watcher]:
+    policy: LanguagePolicy, reward: Reward, **settings: Any
+) -> tuple[list[Mapping[str, Any]], Watcher]:
     """Train a run and return its metrics; check that all metrics and weights are finite."""
-    directory, watcher = new_run(tmp_path / "run"), Watcher()
+    watcher = Watcher()
     reinforce = ReinforceConfig(problems_per_update=4, episodes_per_problem=3, **settings)
     one = trainer(
         policy,
         NUM_UPDATES,
         reinforce=reinforce,
         rewards=(WeightedReward("r", reward),),
-        run_directory=directory,
         display=watcher,
     )
     state = one.train()
     assert (state.num_updates, state.num_skipped_updates) == (NUM_UPDATES, 0)
     assert all(bool(value.isfinite().all()) for value in weights(policy).values())
-    lines = rows(directory)
-    assert all(isinstance(value, int | float) for line in lines for value in line.values())
-    return lines, watcher
+    assert all(math.isfinite(value) for metrics in watcher.metrics for value in metrics.values())
+    return watcher.metrics, watcher
 
 
 ESTIMATES = [
@@ -69,7 +67,7 @@ def test_empty_completions(tmp_path: Path, settings: dict[str, Any]) -> None:
     def uneven(completion: str, problem: Problem) -> float:
         return int(problem.id) + len(completion)
 
-    lines, watcher = whole_run(tmp_path, policy, uneven, **settings)
+    lines, watcher = whole_run(policy, uneven, **settings)
     empty = [e for episodes in watcher.episodes for e in episodes if e.completion.text == ""]
     assert len(empty) > 0.9 * 12 * NUM_UPDATES
     for episode in empty:
@@ -83,11 +81,11 @@ def test_empty_completions(tmp_path: Path, settings: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("settings", ESTIMATES[::3], ids=lambda each: "-".join(map(str, each.values())))
-def test_all_completions_truncated(tmp_path: Path, settings: dict[str, Any]) -> None:
+def test_all_completions_truncated(settings: dict[str, Any]) -> None:
     policy = small_policy()
     before = weights(policy)
     biased(policy, -math.inf)
-    lines, watcher = whole_run(tmp_path, policy, sevens, **settings)
+    lines, watcher = whole_run(policy, sevens, **settings)
     for line in lines:
         assert line["completions/clipped_ratio"] == 1.0
         assert line["completions/mean_length"] == line["completions/max_length"] == 4
@@ -101,10 +99,10 @@ def test_all_completions_truncated(tmp_path: Path, settings: dict[str, Any]) -> 
     [*((each, 1.0) for each in ESTIMATES), (ESTIMATES[0], 0.0), (ESTIMATES[-1], 0.0)],
     ids=lambda each: "-".join(map(str, each.values())) if isinstance(each, dict) else str(each),
 )
-def test_all_rewards_equal(tmp_path: Path, settings: dict[str, Any], value: float) -> None:
+def test_all_rewards_equal(settings: dict[str, Any], value: float) -> None:
     policy = small_policy()
     before = weights(policy)
-    lines, _ = whole_run(tmp_path, policy, lambda completion, problem: value, **settings)
+    lines, _ = whole_run(policy, lambda completion, problem: value, **settings)
     assert [line["frac_reward_zero_std"] for line in lines] == [1.0] * NUM_UPDATES
     assert [line["reward_std"] for line in lines] == [0.0] * NUM_UPDATES
     is_compared_here = settings["baseline"] in ("leave_one_out", "group_mean", "batch_mean")
@@ -112,7 +110,7 @@ def test_all_rewards_equal(tmp_path: Path, settings: dict[str, Any], value: floa
 
 
 @pytest.mark.parametrize("baseline", BASELINES)
-def test_a_single_scored_episode(tmp_path: Path, baseline: str) -> None:
+def test_a_single_scored_episode(baseline: str) -> None:
     """One of twelve episodes is scored: there are no others for a baseline, and no division by zero."""
     calls = 0
 
@@ -122,18 +120,17 @@ def test_a_single_scored_episode(tmp_path: Path, baseline: str) -> None:
         return 1.0 if calls % 12 == 5 else None
 
     policy = small_policy()
-    directory, watcher = new_run(tmp_path / "run"), Watcher()
+    watcher = Watcher()
     one = trainer(
         policy,
         NUM_UPDATES,
         reinforce=ReinforceConfig(problems_per_update=4, episodes_per_problem=3, baseline=baseline),  # type: ignore[arg-type]
         rewards=(WeightedReward("r", rarely),),
         training={"max_unscored_share": 1.0},
-        run_directory=directory,
         display=watcher,
     )
     state = one.train()
     assert (state.num_updates, state.num_skipped_updates) == (NUM_UPDATES, 0)
     assert all(bool(value.isfinite().all()) for value in weights(policy).values())
-    assert [line["num_unscored"] for line in rows(directory)] == [11] * NUM_UPDATES
-    assert [line["reward"] for line in rows(directory)] == [1.0] * NUM_UPDATES
+    assert [line["num_unscored"] for line in watcher.metrics] == [11] * NUM_UPDATES
+    assert [line["reward"] for line in watcher.metrics] == [1.0] * NUM_UPDATES

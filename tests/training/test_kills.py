@@ -13,7 +13,7 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 def kills() -> None:
     sys.path.insert(0, str(BENCHMARKS))
-    sys.argv = ["kills.py", "--hits", "1", "--updates", "4", "--by", "kill", "signals"]
+    sys.argv = ["kills.py", "--hits", "1", "--updates", "2", "--by", "kill", "signals"]
     runpy.run_path(str(BENCHMARKS / "kills.py"), run_name="__main__")
 
 

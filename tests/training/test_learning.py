@@ -45,8 +45,13 @@ def test_a_tiny_task_is_learned_from_random_weights() -> None:
         {"baseline": "none"},
         {"baseline": "optimal", "standardize": True},
         {"baseline": "greedy", "denominator": "tokens"},
-        {"baseline": "value", "value": ValueConfig(gae_lambda=0.9)},
-        {"baseline": "value", "standardize": True, "denominator": "tokens", "entropy_coefficient": 0.01},
+        {
+            "baseline": "value",
+            "value": ValueConfig(gae_lambda=0.9),
+            "standardize": True,
+            "denominator": "tokens",
+            "entropy_coefficient": 0.01,
+        },
     ],
     ids=str,
 )

@@ -30,11 +30,12 @@ from llm_reinforce.config import (
     TrainingConfig,
 )
 from llm_reinforce.errors import InputError, RunStoppedError
-from llm_reinforce.policy import LanguagePolicy, load_policy
+from llm_reinforce.policy import LanguagePolicy, load_policy, sampling
+from llm_reinforce.policy.fast_path import step_graph
 from llm_reinforce.problems import Problem
 from llm_reinforce.rewards import StepRewards, WeightedReward
 from llm_reinforce.runs import RunDirectory
-from llm_reinforce.training import TrainingLoop
+from llm_reinforce.training import TrainingLoop, loop
 from llm_reinforce.training.gradient_step import GradientStep
 from llm_reinforce.training.run_checks import NUM_TRIED
 
@@ -65,6 +66,23 @@ def test_runs_depend_on_the_seed_only() -> None:
 def test_an_empty_list_of_problems_is_rejected() -> None:
     with pytest.raises(InputError, match="no training problems"):
         TrainingLoop(small_policy(), [], TrainingConfig(num_updates=1, learning_rate=1e-3))
+
+
+def test_cuda_graphs_need_a_gpu_and_are_used_for_the_episodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs = SamplingConfig(max_new_tokens=4, cuda_graphs=True)
+    with pytest.raises(InputError, match=r"sampling\.cuda_graphs needs a GPU .*device is cpu"):
+        trainer(sampling=graphs)
+    recorded: list[Any] = []
+
+    def record(function: Any, inputs: torch.Tensor) -> Any:
+        recorded.append(function)
+        return (lambda: None), function(inputs)
+
+    monkeypatch.setattr(step_graph, "record", record)
+    for module in (sampling, loop):
+        monkeypatch.setattr(module, "check_cuda_graphs", lambda policy: None)
+    trainer(sampling=graphs, num_updates=1).train()
+    assert recorded
 
 
 # ----------------------------------------------------------------------------------- files of a run

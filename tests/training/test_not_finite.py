@@ -50,8 +50,7 @@ def run_broken_once(
     policy = adapted_policy(tmp_path / "base") if is_adapted else small_policy()
     watcher = BrokenOnce(policy)
     break_run(watcher)
-    directory = new_run(tmp_path / "run")
-    one = trainer(policy, 3, display=watcher, run_directory=directory, **arguments)
+    one = trainer(policy, 3, display=watcher, **arguments)
     watcher.trainer = one
     state = one.train()
     first, second, third = watcher.copies
@@ -59,7 +58,7 @@ def run_broken_once(
     assert not same(third, second)
     assert all(bool(value.isfinite().all()) for value in third.values())
     assert (state.num_updates, state.num_skipped_updates) == (3, 1)
-    assert [row["num_skipped_updates"] for row in rows(directory)] == [0, 1, 1]
+    assert [metrics["num_skipped_updates"] for metrics in watcher.metrics] == [0, 1, 1]
     assert len([line for line in watcher.said if "is skipped" in line]) == 1
     return one
 
@@ -182,7 +181,7 @@ def test_a_reward_that_is_not_finite_counts_as_unscored() -> None:
         unscored, watcher = trained(None, is_one)
         assert [metrics["num_unscored"] for metrics in watcher.metrics] == [0, 3 if is_one else 12, 0]
         assert same(watcher.copies[1], watcher.copies[0]) is not is_one
-        for bad in (NAN, INF, -INF, 1e39):
+        for bad in (NAN, INF, -INF, 1e39) if is_one else (NAN,):
             actual, watcher = trained(bad, is_one)
             assert same(actual, unscored), bad
             assert [metrics["num_unscored"] for metrics in watcher.metrics] == [0, 3 if is_one else 12, 0]

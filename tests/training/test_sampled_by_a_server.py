@@ -265,6 +265,9 @@ def test_settings_that_a_server_cannot_use_are_rejected() -> None:
     assert "sampling.server: the server samples at temperatures from 0.01 to 2" in message(
         sampling={"temperature": 3.0}
     )
+    assert "sampling.server: cannot be used with sampling.cuda_graphs" in message(
+        sampling={"cuda_graphs": True}
+    )
     assert "reinforce.baseline: `optimal` needs" in message(reinforce={"baseline": "optimal"})
     uncorrected = {"updates_per_batch": 2, "clip": False}
     assert "reinforce.clip: with `clip: false`, nothing corrects" in message(reinforce=uncorrected)

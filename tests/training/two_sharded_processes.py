@@ -53,7 +53,7 @@ def llama(directory: Path) -> TrainingLoop:
     )
     start = WarmStartConfig(num_updates=2, batch_size=1, num_warmup_updates=0)
     return trainer(
-        num_updates=NUM_UPDATES,
+        num_updates=2,
         reinforce=reinforce,
         rewards=(WeightedReward("first", first_problems_alone),),
         training={"learning_rate": 1e-3, "micro_batch_tokens": 20, "warm_start": start},
@@ -106,7 +106,7 @@ def gpt2(directory: Path) -> TrainingLoop:
     )
     return trainer(
         policy_from_model(model, tokenizer),
-        num_updates=NUM_UPDATES,
+        num_updates=2,
         reinforce=reinforce,
         training={"learning_rate": 1e-3, "micro_batch_tokens": 30, "gradient_checkpointing": True},
         display=Watcher(),

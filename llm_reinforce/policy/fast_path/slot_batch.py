@@ -17,6 +17,7 @@ from llm_reinforce.policy.fast_path.attention import Attention, gather
 from llm_reinforce.policy.fast_path.packed_forward import Attend, forward_packed
 from llm_reinforce.policy.fast_path.packing import pack_prompts
 from llm_reinforce.policy.fast_path.products import layer_products
+from llm_reinforce.policy.fast_path.step_graph import StepGraph
 from llm_reinforce.policy.language_policy import TokenIds, integers
 
 MAX_PROMPT_TOKENS = 16384  # maximum number of prompt tokens computed at once
@@ -31,14 +32,27 @@ class SlotBatch:
         num_rows: initial number of rows.
         max_new_tokens: maximum number of tokens of a completion.
         activations: store for the activations. None: do not keep activations.
+        has_fixed_shapes: if True, actions attend to all columns of the cache. The shapes of the tensors then
+            stay the same until the cache grows or rows are dropped.
+        cuda_graphs: if True, steps have fixed shapes and are replayed as CUDA graphs.
     """
 
     can_refill = True
 
     def __init__(
-        self, model: Any, num_rows: int, max_new_tokens: int, activations: Activations | None = None
+        self,
+        model: Any,
+        num_rows: int,
+        max_new_tokens: int,
+        activations: Activations | None = None,
+        *,
+        has_fixed_shapes: bool = False,
+        cuda_graphs: bool = False,
     ) -> None:
-        self.model, self.room, self.activations = model, min(max_new_tokens, ROOM), activations
+        self.has_fixed_shapes, self.graph = has_fixed_shapes, StepGraph() if cuda_graphs else None
+        # a graph is recorded again when the cache grows
+        self.room = max_new_tokens if cuda_graphs else min(max_new_tokens, ROOM)
+        self.model, self.activations = model, activations
         weight = model.model.embed_tokens.weight
         self.lengths = torch.zeros(num_rows, dtype=torch.long, device=weight.device)
         self.keys: list[Tensor] = []  # one tensor per layer: [row, key_head, column, channel]
@@ -98,27 +112,42 @@ class SlotBatch:
     ) -> Float[Tensor, "row vocabulary"]:
         """Append one action to every row and return the logits of the next actions; see `Batch.step`."""
         self._reserve(len(self.lengths), longest)
+        if self.graph is not None:
+            return self.graph(self.append, actions, [self.lengths, *self.keys, *self.values])
+        if self.has_fixed_shapes:
+            return self.append(actions)
+        return self.append(actions, longest, is_even=shortest == longest)
+
+    def append(
+        self, actions: Int[Tensor, " row"], width: int | None = None, *, is_even: bool = False
+    ) -> Float[Tensor, "row vocabulary"]:
+        """Append one action to every row of a cache that is large enough; see `step`.
+
+        Args:
+            actions: token id of each row's action.
+            width: number of columns of the cache to which the actions attend. None: all columns.
+            is_even: True if all rows have `width` tokens with the new action. They then need no mask.
+        """
+        width = width or self.keys[0].shape[2]
         num_rows, positions = len(actions), self.lengths[: len(actions)].clone()
         self.lengths[:num_rows] += 1
-        # if all rows are equally long, they write to the same column and need no mask
-        is_even = shortest == longest
         # an unused row may be longer than all rows in use
-        own_columns = positions.clamp(max=longest - 1)
-        columns = torch.arange(longest, device=actions.device)
+        own_columns = positions.clamp(max=width - 1)
+        columns = torch.arange(width, device=actions.device)
         rows = torch.arange(num_rows, device=actions.device)
         mask = None if is_even else (columns <= positions[:, None])[:, None, None]
 
         def attend(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
             for cache, new in ((self.keys[layer], keys), (self.values[layer], values)):
                 if is_even:
-                    cache[:num_rows, :, longest - 1] = new[:num_rows]
+                    cache[:num_rows, :, width - 1] = new[:num_rows]
                 else:
                     cache[rows, :, own_columns] = new[:num_rows]
             mixed = scaled_dot_product_attention(
                 # query heads that share a key head become further queries, so that keys are not copied
                 queries[:num_rows].view(num_rows, keys.shape[1], -1, keys.shape[2]),
-                self.keys[layer][:num_rows, :, :longest],
-                self.values[layer][:num_rows, :, :longest],
+                self.keys[layer][:num_rows, :, :width],
+                self.values[layer][:num_rows, :, :width],
                 attn_mask=mask,
             )
             return mixed.flatten(1, 2)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -134,4 +135,8 @@ class NoSynchronization(TorchDispatchMode):
             assert all(one is None or one.dtype == torch.long for one in indices), (
                 "indexing by a mask synchronizes, because the number of results must be known"
             )
-        return func(*args, **kwargs or {})
+        result = func(*args, **kwargs or {})
+        if "copy" in func.name():
+            devices = {each.device for each in tree_leaves((args, result)) if isinstance(each, Tensor)}
+            assert len(devices) == 1, "copying to another device synchronizes"
+        return result

@@ -111,6 +111,12 @@ def test_completions_in_a_bundle_do_not_attend_to_each_other(
     same(packed, log_probs_and_gradient(model, prompts, completions, with_entropies=True))
 
 
+@pytest.fixture(scope="module")
+def llama() -> LlamaForCausalLM:
+    """Return a model for all examples of a test."""
+    return model_of("llama")
+
+
 @given(
     groups=st.lists(
         st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=5).map(tuple), min_size=1, max_size=6),
@@ -120,18 +126,18 @@ def test_completions_in_a_bundle_do_not_attend_to_each_other(
     bundle_size=st.integers(0, 12),
     data=st.data(),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_log_probs_of_completions_with_shared_prefixes_equal_the_plain_ones(
-    groups: list[list[TokenIds]], bundle_size: int, data: st.DataObject
+    llama: LlamaForCausalLM, groups: list[list[TokenIds]], bundle_size: int, data: st.DataObject
 ) -> None:
-    model, starts = model_of("llama"), [(1, 2, 3), (5,), (1, 2)]
+    starts = [(1, 2, 3), (5,), (1, 2)]
     episodes = [(starts[number], one) for number, group in enumerate(groups) for one in group]
     prompts, completions = map(list, zip(*data.draw(st.permutations(episodes)), strict=True))
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(completion_tree, "BUNDLE_SIZE", bundle_size)
-        packed = log_probs_and_gradient(model, prompts, completions, with_entropies=True)
+        packed = log_probs_and_gradient(llama, prompts, completions, with_entropies=True)
         use_plain_path(patched)
-        same(packed, log_probs_and_gradient(model, prompts, completions, with_entropies=True))
+        same(packed, log_probs_and_gradient(llama, prompts, completions, with_entropies=True))
 
 
 @pytest.mark.parametrize("min_padded", [1, 256])

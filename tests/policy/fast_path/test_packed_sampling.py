@@ -167,23 +167,30 @@ def test_completions_share_a_row_until_their_actions_differ(
         assert sum(few) < sum(many) / 4
 
 
-@pytest.mark.parametrize("path", ["fast path", "plain path"])
+@pytest.mark.parametrize("path", ["fast path", "plain path", "plain path, rows of equal length"])
 def test_sampling_does_not_synchronize_between_checks(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     policy = policy_of(model_of("llama"))
     monkeypatch.setattr(sampling, "CHECK_EVERY", {"cpu": 8})
-    prompts, batch = PROMPTS, slot_batch.SlotBatch(policy.model, 12, 9)
-    if path == "plain path":  # transformers itself synchronizes once per step if prompts are padded
-        prompts, batch = [prompt[:3] for prompt in PROMPTS], batches.WholeBatch(policy.model, 12)
+    batch: Any = slot_batch.SlotBatch(policy.model, 12, 9, has_fixed_shapes=True)
+    if path == "plain path":
+        batch = batches.WholeBatch(policy.model, 12)
+    elif path == "plain path, rows of equal length":
+        batch = batches.SeparateBatches(policy.model, 12, single_rows=False)
     generation = sampling._Generation(policy, batch, 12, 9)
     numbers = torch.rand((6, 2, 9), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
     def read(tensor: Tensor) -> Any:
         raise AssertionError("tolist was called")
 
+    def write(*arguments: Any) -> Any:
+        raise AssertionError("copying integers to a GPU synchronizes")
+
     with monkeypatch.context() as patched:
+        generation.start(deque(range(6)), PROMPTS, 2, lambda prompt: numbers[prompt])
         patched.setattr(Tensor, "tolist", read)
+        for module in (sampling, batches, slot_batch):
+            patched.setattr(module, "integers", write)
         with NoSynchronization():
-            generation.start(deque(range(6)), prompts, 2, lambda prompt: numbers[prompt])
             for _ in range(7):
                 generation.step(0.7)
                 assert list(generation.pop_ended()) == []

@@ -1,0 +1,56 @@
+"""CUDA graph of a sampling step.
+
+In a sampling step of a small model, a GPU computes faster than the CPU can start operations. A CUDA graph
+starts all operations of a step at once. It repeats operations on the memory for which they were recorded.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+
+class StepGraph:
+    """Recorded function of one tensor, which is replayed as long as its tensors stay in place."""
+
+    def __init__(self) -> None:
+        self.places: Sequence[object] = []
+        self.replay: Callable[[], None] | None = None
+        self.inputs = self.outputs = torch.empty(0)
+
+    def __call__(
+        self, function: Callable[[Tensor], Tensor], inputs: Tensor, state: Sequence[Tensor]
+    ) -> Tensor:
+        """Return the output of the function, in memory that the next call may overwrite.
+
+        After a change of a shape or of a place in memory, the function is called once without a graph, so
+        that libraries can allocate their buffers. The second call records the graph.
+
+        Args:
+            function: the function, which is the same in all calls. It must not read numbers that change from
+                call to call, and must not wait for the GPU.
+            inputs: argument of the function.
+            state: further tensors that the function reads or changes and that may be replaced between calls.
+        """
+        places = [inputs.shape, *((tensor.data_ptr(), tensor.shape) for tensor in state)]
+        if places != self.places:
+            self.places, self.replay = places, None
+            self.inputs = inputs.clone()
+            return function(inputs)
+        self.inputs.copy_(inputs)
+        if self.replay is None:
+            self.replay, self.outputs = record(function, self.inputs)
+        self.replay()
+        return self.outputs
+
+
+def record(function: Callable[[Tensor], Tensor], inputs: Tensor) -> tuple[Callable[[], None], Tensor]:
+    """Record the operations of the function without executing them.
+
+    Returns:
+        a function that executes the operations, and the tensor to which they write the output.
+    """
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        outputs = function(inputs)
+    return graph.replay, outputs

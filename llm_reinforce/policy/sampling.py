@@ -372,7 +372,7 @@ class _Generation:
         self.num_steps += 1
 
     def draw_actions(self, temperature: float) -> None:
-        """Draw and record the actions. All tensors have the same shapes in every step of the same rows."""
+        """Draw and record the actions. All tensors keep their shapes until the active slots change."""
         slots, column = self.active_slots, self.lengths[self.active_slots]
         uniforms = None
         if self.uniforms is not None:

@@ -50,7 +50,7 @@ class SlotBatch:
         cuda_graphs: bool = False,
     ) -> None:
         self.has_fixed_shapes, self.graph = has_fixed_shapes, StepGraph() if cuda_graphs else None
-        # a graph is recorded again when the cache grows
+        # a graph must be recorded again when the cache grows, so it has room for whole completions
         self.room = max_new_tokens if cuda_graphs else min(max_new_tokens, ROOM)
         self.model, self.activations = model, activations
         weight = model.model.embed_tokens.weight
@@ -126,7 +126,7 @@ class SlotBatch:
         Args:
             actions: token id of each row's action.
             width: number of columns of the cache to which the actions attend. None: all columns.
-            is_even: True if all rows have `width` tokens with the new action. They then need no mask.
+            is_even: True if all rows have `width` tokens with the new action. No mask is then needed.
         """
         width = width or self.keys[0].shape[2]
         num_rows, positions = len(actions), self.lengths[: len(actions)].clone()

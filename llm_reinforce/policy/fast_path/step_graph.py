@@ -1,7 +1,8 @@
 """CUDA graph of a sampling step.
 
 In a sampling step of a small model, a GPU computes faster than the CPU can start operations. A CUDA graph
-starts all operations of a step at once. It repeats operations on the memory for which they were recorded.
+starts all operations of a step at once. A replay of the graph reads and writes the same memory as the
+recorded operations.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,7 +12,7 @@ from torch import Tensor
 
 
 class StepGraph:
-    """Recorded function of one tensor, which is replayed as long as its tensors stay in place."""
+    """Function that is recorded as a CUDA graph, and replayed until a tensor changes its shape or place."""
 
     def __init__(self) -> None:
         self.places: Sequence[object] = []

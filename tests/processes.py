@@ -34,16 +34,18 @@ def is_gone(pid: int, within: float) -> bool:
 
 @cache
 def prepare_forks() -> None:
-    """Save a policy, for which transformers compiles a thousand patterns once per process.
+    """Save a model, for which transformers compiles a thousand patterns once per process.
 
-    Otherwise, each fork that saves a policy would compile them.
+    Otherwise, each fork that saves a model would compile them. No gradient is computed here, because forks
+    inherit the threads that torch has prepared for gradients, and some forks add a device.
     """
-    from llm_reinforce.config import RandomInitConfig
-    from llm_reinforce.policy import random_policy
+    from transformers import LlamaConfig, LlamaForCausalLM
 
-    shape = RandomInitConfig(num_layers=1, num_heads=1, hidden_size=2, intermediate_size=2, max_length=2)
+    shape = LlamaConfig(
+        vocab_size=2, hidden_size=2, intermediate_size=2, num_hidden_layers=1, num_attention_heads=1
+    )
     with tempfile.TemporaryDirectory() as directory:
-        random_policy(shape).save(Path(directory) / "policy")
+        LlamaForCausalLM(shape).save_pretrained(directory)
 
 
 def run_forked(

@@ -267,7 +267,7 @@ def test_generated_problems_from_a_text() -> None:
         ),
         ("generate:digits=1,num=-3", r"num=-3: num must be at least 1"),
         ("generate:digits=0", r"generate:digits=0: digits must be between 1 and"),
-        ("generate:operands=5-1", r"operands=5-1: operands must be the smallest"),
+        ("generate:operands=5-1", r"operands=5-1: operands must be \(smallest, largest\)"),
         ("generate:operands=-5-5", r"not '-5-5'"),
         ("gsm9k", r"no data set 'gsm9k' \(did you mean 'gsm8k'\?\); known names: gsm8k, svamp"),
         ("math-500", r"did you mean 'math500'"),

@@ -151,7 +151,7 @@ def squared_log_prob_gradients(
 
 
 def spanned(weights: Float[Tensor, "estimator token"]) -> Float[Tensor, "direction token"]:
-    """Return an orthonormal basis of the space spanned by the rows; empty if all rows are zero.
+    """Return an orthonormal basis of the space that the rows of `weights` span; empty if all are zero.
 
     Each row contains the weights of one estimator. The rows are normalized first, because the weights of two
     estimators can differ by a factor of a million.

@@ -123,15 +123,19 @@ def action_weights(estimator: Estimator, collected: MeasuredEpisodes) -> Float[T
 def with_exact_norms(
     gradients: EpisodeGradients, estimators: Sequence[Estimator], groups: Sequence[int]
 ) -> EpisodeGradients:
-    """Return the gradients after subtracting the optimal constant baseline in one estimator.
+    """Subtract the optimal constant baseline in the estimator whose credit is `exact_norms`.
 
-    In the estimator with the credit `exact_norms`, the gradient of episode i becomes v_i - b_i s_i. The
-    baseline b_i is computed from the other episodes j of the group:
+    In this estimator, the gradient of episode i becomes v_i - b_i s_i, with the sums
 
-        b_i = Σ_{j≠i} ⟨v_j, s_j⟩ / Σ_{j≠i} ‖s_j‖²,   v = Σ_t γ^t g_t ∇log π,   s = Σ_t γ^t ∇log π
+        v_i = Σ_t γ^t g_t ∇log π(a_t | s_t),   s_i = Σ_t γ^t ∇log π(a_t | s_t)
 
-    where g_t is the return from action t on. If an episode is the only episode of its group, its gradient
-    becomes 0. If no estimator has the credit `exact_norms`, the gradients are returned unchanged.
+    over the actions a_t of the episode, where g_t is the return from action t on. The baseline b_i is
+    computed from the other episodes j of the group:
+
+        b_i = Σ_{j≠i} ⟨v_j, s_j⟩ / Σ_{j≠i} ‖s_j‖²
+
+    If an episode is the only episode of its group, its gradient becomes 0. The gradients of all other
+    estimators are returned unchanged.
 
     Source: Greensmith, Bartlett & Baxter 2004.
     """

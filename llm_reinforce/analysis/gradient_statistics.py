@@ -231,7 +231,7 @@ def ratio(above: Values, below: Values) -> Values:
 
 
 def _counts(indices: Int[np.ndarray, "*sample index"], num_groups: int) -> Weights:
-    """Return the number of times that each group occurs in each row of indices."""
+    """Return, for each row of `indices`, how often each group occurs in the row."""
     rows = indices.reshape(-1, indices.shape[-1])
     offsets = num_groups * np.arange(len(rows))[:, None]
     counted = np.bincount((rows + offsets).ravel(), minlength=num_groups * len(rows))

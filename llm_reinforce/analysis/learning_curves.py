@@ -233,7 +233,7 @@ def mean_interval(values: Sequence[float], least: float, most: float) -> Interva
 
 
 def _half_width(values: np.ndarray) -> np.ndarray:
-    """Return half the width of the interval of `mean_interval`, for values along the first axis."""
+    """Return half the width of the mean's confidence interval. The mean is taken over the first axis."""
     error = values.std(axis=0, ddof=1) / math.sqrt(len(values))
     half: np.ndarray = stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * error
     return half

@@ -163,7 +163,7 @@ def toss_coins(seed: int = 0) -> tuple[CoinVariance, ...]:
 
 
 def _sample_variance(values: Float[np.ndarray, " toss"]) -> IntervalEstimate:
-    """Return the variance of the values, with an interval computed from their fourth central moment."""
+    """Return the sample variance of `values`, with an interval from their fourth central moment."""
     variance = float(values.var(ddof=1))
     fourth = float(((values - values.mean()) ** 4).mean())
     error = float(np.sqrt(max(0.0, fourth - variance**2) / len(values)))
@@ -266,7 +266,7 @@ def _tossed(policy: LanguagePolicy, num_actions: int, seed: int) -> EpisodeBatch
 
 
 def _heads(batch: EpisodeBatch) -> Float[Tensor, "episode token"]:
-    """Return 1 for each action that is heads, and 0 for each other action."""
+    """Return a tensor that is 1 for each action that is heads, and 0 for each other action."""
     return torch.tensor(
         [[float(action == HEADS) for action in episode.completion.token_ids] for episode in batch.episodes]
     )

@@ -124,7 +124,7 @@ def _print_advice(advice: Callable[[], str], *, is_needed: bool = False) -> None
 
 
 def _main_process_fails_too() -> bool:
-    """Wait a few seconds. Return True if the launcher ends this process in this time.
+    """Wait a few seconds, and return True if the launcher ends this process during the wait.
 
     The launcher ends all processes if the main process fails. Usually all processes raise the same user
     error, and only the main process reports it. If the main process does not fail, for example because a file
@@ -138,7 +138,7 @@ def _main_process_fails_too() -> bool:
 
 
 def _print_own_error(message: str) -> None:
-    """Print an error message, with the index of this process if there are several."""
+    """Print an error message, after the index of this process if there are several processes."""
     print_error(f"process {process_index()}: {message}" if num_processes() > 1 else message)
 
 

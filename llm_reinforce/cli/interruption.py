@@ -112,7 +112,7 @@ def _code(code: object) -> object:
 
 
 def _handle(handler: Callable[[int, FrameType | None], object] | signal.Handlers) -> None:
-    """Install a handler for the signals, except signals that the parent process has set to be ignored."""
+    """Install a handler for the signals in `ASKING`. Signals that are set to be ignored are left alone."""
     with suppress(ValueError):  # only the main thread can install handlers
         for number in ASKING:
             if signal.getsignal(number) is not signal.SIG_IGN:

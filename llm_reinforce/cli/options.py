@@ -49,15 +49,15 @@ TemperatureOption = Annotated[
 ]
 SystemPromptOption = Annotated[
     str | None,
-    typer.Option(help="Text of the system message. Default: as in the policy's run."),
+    typer.Option(help="Text of the system message. Default: that of the run that trained the policy."),
 ]
 TemplateArgumentOption = Annotated[
     list[str] | None,
     typer.Option(
         "--chat-template-kwarg",
         metavar="NAME=VALUE",
-        help="Argument of the chat template, such as enable_thinking=false; repeatable. Default: as in the "
-        "policy's run.",
+        help="Argument of the chat template, such as enable_thinking=false; repeatable. Default: those "
+        "of the run that trained the policy.",
     ),
 ]
 TemplateDateOption = Annotated[

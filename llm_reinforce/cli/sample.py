@@ -58,7 +58,7 @@ def sample(
     with reported_failures("sampling", debug=debug):
         if greedy and (num or 1) > 1:
             raise InputError(
-                "--num and --greedy: can't be used together, because all greedy completions of a "
+                "--num and --greedy can't be used together, because all greedy completions of a "
                 "prompt are equal; omit one of the two"
             )
         start_in_one_process("sample")

@@ -83,7 +83,7 @@ def _complaints(data: dict[str, Any], model: type[BaseModel]) -> list[tuple[KeyP
 
 
 def _is_changed(path: KeyPath, changed: Collection[KeyPath]) -> bool:
-    """Return True if the user has changed the value at this path, or a value inside it."""
+    """Return True if the user has changed the setting at `path`, or a key of the section at `path`."""
     return any(each[: len(path)] == path for each in changed)
 
 

@@ -72,8 +72,8 @@ class EntropyTargetConfig(Section):
     value: Positive = Field(description="target of the mean entropy per action, in nats")
     rate: Positive = Field(
         default=0.001,
-        description="amount by which the weight of the entropy bonus changes after each batch, for each "
-        "nat by which the entropy differs from the target",
+        description="change of the weight of the entropy bonus after each batch, per nat of difference "
+        "between the entropy and its target",
     )
     max_coefficient: Positive = Field(default=0.1, description="largest weight of the entropy bonus")
 

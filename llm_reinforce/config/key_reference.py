@@ -87,7 +87,7 @@ def key_entries(section: type[BaseModel]) -> tuple[KeyEntry, ...]:
 
 
 def _models_in(annotation: Any, *, is_list: bool = False) -> Iterator[tuple[type[BaseModel], bool]]:
-    """Yield each settings class in an annotation, with True if the class is the type of a list's items."""
+    """Yield each settings class in a type annotation, with True for a class that is inside a list."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation, is_list
     for inner in get_args(annotation):

@@ -144,7 +144,7 @@ def _paths(value: Any) -> Iterator[KeyPath]:
 
 
 def _plain(value: Any) -> Any:
-    """Return the value with every settings object in it replaced by a dict of its explicitly set keys."""
+    """Replace every settings object in `value` by a dict of the keys that were set explicitly."""
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json", exclude_unset=True)
     if isinstance(value, Mapping):

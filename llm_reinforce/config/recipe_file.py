@@ -126,7 +126,7 @@ def _follow_moved_run(data: dict[str, Any], folder: Path) -> None:
 
 
 def _section(data: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
-    """Return a section of a recipe; empty if the recipe does not have it."""
+    """Return the section of a recipe at the path `keys`. Empty if the recipe has no such section."""
     found: Any = data
     for key in keys:
         found = found.get(key) if isinstance(found, dict) else None

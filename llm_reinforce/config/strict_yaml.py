@@ -459,7 +459,7 @@ def _branches(node: Schema, root: Schema) -> list[Schema]:
 
 
 def _child(node: Schema, part: str | int, root: Schema) -> Any:
-    """Return the schema of a section's key or of a list's item; None if the schema does not contain it."""
+    """Return the schema of the key or the list item `part` of `node`; None if `node` has no such part."""
     for branch in _branches(node, root):
         items = [branch["items"]] if "items" in branch else branch.get("prefixItems", [])
         if isinstance(part, int) and items:

@@ -243,7 +243,7 @@ class RunView:
 
 
 def _side_by_side(left: Sequence[Text], right: Sequence[Text], column: int) -> list[Text]:
-    """Join each left line with a right line that starts at the given column."""
+    """Join each line of `left` with the line of `right` beside it, which starts at `column`."""
     lines = []
     for first, second in zip_longest(left, right, fillvalue=Text()):
         lines.append(Text.assemble(first, " " * (column - first.cell_len if second else 0), second))
@@ -305,9 +305,14 @@ def _sign(dots: int, is_middle: bool, is_ascii: bool) -> str:
 
 
 def _interpolated(made: Sequence[Accuracy], position: float) -> tuple[float, float, float]:
-    """Return the lower limit, the accuracy and the upper limit at a position.
+    """Interpolate the accuracy and its interval linearly between the evaluations.
 
-    The position is 0 at the first evaluation and 1 at the last evaluation.
+    Args:
+        made: the evaluations.
+        position: 0 for the first evaluation, 1 for the last evaluation.
+
+    Returns:
+        the lower limit of the interval, the accuracy, and the upper limit.
     """
     first, last = made[0].num_updates, made[-1].num_updates
     update = first + position * (last - first)

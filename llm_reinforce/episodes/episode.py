@@ -202,7 +202,7 @@ class EpisodeBatch:
 
 
 def _padded(rows: Sequence[Sequence[float]], episodes: Sequence[Episode]) -> Float[Tensor, "episode token"]:
-    """Return the rows as float32, padded with zeros to the length of the longest episode."""
+    """Return a float32 tensor with a row per episode, padded with zeros to the longest completion."""
     width = max((len(episode.completion.token_ids) for episode in episodes), default=0)
     # use NumPy, because creating one tensor per row takes longer than the forward pass of a small policy
     padded = np.asarray([[*row, *[0.0] * (width - len(row))] for row in rows], dtype=np.float32)

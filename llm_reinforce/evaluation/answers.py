@@ -141,9 +141,10 @@ def _majority_is_right(answers: Sequence[Answer]) -> bool:
 
 
 def _vote(answer: Answer) -> object:
-    """Return the vote of an answer, which is True if the answer is correct.
+    """Return the value for which an answer counts in the majority vote.
 
-    The vote of a wrong answer is its numeric value or, if the answer is not a number, its text.
+    This is True for every correct answer. For a wrong answer, it is the number in the answer or, if the
+    answer is not a number, its text.
     """
     if answer.correct:
         return True
@@ -165,6 +166,6 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _values_of_k(num_samples: int) -> list[int]:
-    """Return the values 2, 4, 8, … of k, followed by the number of samples; an empty list for one sample."""
+    """Return each k for which pass@k is reported: 2, 4, 8, … and the number of samples, unless it is 1."""
     powers = [2**exponent for exponent in range(1, num_samples.bit_length()) if 2**exponent < num_samples]
     return [*powers, num_samples] if num_samples > 1 else []

@@ -361,9 +361,10 @@ def _side_directory(request: EvaluationRequest, number: int) -> Path | None:
 def _with_date_of_answers(
     request: EvaluationRequest, loaded: LanguagePolicy, data: DataSet, output: Path | None
 ) -> LanguagePolicy:
-    """Return the policy with the chat-template date of the evaluation that `output` contains, if any.
+    """Return the policy with the chat-template date with which the answers in `output` were given.
 
-    The chat template prints this date as the current date. A date in the request has priority.
+    The chat template prints this date as the current date. The policy is returned unchanged if the request
+    sets a date, or if `output` contains no answers.
     """
     given = request.prompting.chat
     if output is None or (given and given.chat_template_date is not None):
@@ -375,7 +376,7 @@ def _with_date_of_answers(
 def _answer_file(
     request: EvaluationRequest, loaded: LanguagePolicy, data: DataSet, output: Path | None
 ) -> AnswerFile | None:
-    """Return the opened answer file of this evaluation, or None if there is no output directory."""
+    """Open the file for the policy's answers to a data set; None if there is no output directory."""
     if output is None:
         return None
     identity: dict[str, Any] = {

@@ -193,7 +193,7 @@ def action_features(
 def _rows_at_once(
     prompts: Sequence[TokenIds], completions: Sequence[TokenIds], batching: Batching, max_tokens: int
 ) -> Iterator[list[int]]:
-    """Divide the rows into parts. A part has at most `max_tokens` tokens with padding, or is a single row."""
+    """Divide the rows into parts of at most `max_tokens` tokens, with padding, or of a single row."""
     for together in rows_together(prompts, completions, batching):
         part: list[int] = []
         longest = 0

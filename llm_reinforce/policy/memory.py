@@ -118,7 +118,7 @@ def _saved_bytes(
     *,
     with_entropies: bool,
 ) -> int:
-    """Return the size, in bytes, of the tensors other than weights that are saved for the backward pass."""
+    """Return how many bytes are saved for the backward pass of `score`. Weights are not counted."""
     own = {
         each.untyped_storage().data_ptr() for each in (*policy.model.parameters(), *policy.model.buffers())
     }

@@ -1,6 +1,7 @@
 """The forward pass of transformers over padded batches, for models without a fast path.
 
-The causal shift of the plain path (the output at one token predicts the next token) is made in this module.
+The output at a token predicts the next token. This module therefore selects, for each action, the output at
+the token before the action.
 """
 
 from collections.abc import Iterator, Sequence

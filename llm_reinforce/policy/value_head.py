@@ -117,7 +117,7 @@ def fit_values(
 
 
 def _ends(parts: Sequence[Tensor]) -> list[int]:
-    """Return the indices that split the concatenation of the flattened parts into the parts again."""
+    """Return the end of each part, except the last, in the concatenation of the flattened parts."""
     return list(accumulate(part.numel() for part in parts))[:-1]
 
 

@@ -71,9 +71,10 @@ def read_problems(
     Blank lines of a JSONL file are skipped. Answers that are numbers are converted to text; for example, 5.0
     becomes "5". A list with a single value is read as this value. The id of a problem is taken from the
     column `id`. Without this column, the id is `<file stem>-<number>`, with the number of the line in a JSONL
-    file or of the row in other files. The other columns are kept in `Problem.columns`, and so are columns of
-    prompts and answers that have other names than `prompt` and `answer`. A column `answer` is also kept if
-    its content differs from the reference answer, for example if it is a whole solution.
+    file or of the row in other files. All other columns are kept in `Problem.columns`. The column of the
+    prompts is also kept there unless its name is `prompt`, and the column of the answers unless its name is
+    `answer`. A column `answer` is also kept if its content differs from the reference answer, for example if
+    it is a whole solution.
 
     Args:
         path: path of the file.
@@ -176,7 +177,7 @@ def _line(problem: Problem) -> str:
 
 
 def _is_read_as(raw: object, problem: Problem) -> bool:
-    """Return True if `read_problems` reads the problem's answer and solution from the value `raw`."""
+    """Return True if `read_problems` would read the answer and the solution of `problem` from `raw`."""
     try:
         text = as_text(raw, "", "answer")
     except InputError:
@@ -297,10 +298,12 @@ class _Converter:
         )
 
     def _prompt(self, row: Row, values: Mapping[str, object]) -> tuple[str, tuple[Message, ...], str | None]:
-        """Return the text of a prompt, the messages of a chat, and the reply with which the chat ends.
+        """Split the prompt of a row into the triple (text, messages, reply).
 
-        The messages do not contain the reply. They are empty if the prompt is text. The reply is None if the
-        prompt is text or the chat ends with a message of the user.
+        - If the prompt is a text, the result is (the text, no messages, None).
+        - If the prompt is a chat, the reply is the assistant's message at the end of the chat, or None if the
+          chat ends with another message. The messages are the chat without the reply, and the text is the
+          text of these messages; see `chat_text`.
         """
         column = self.prompt_column
         if find_column(values, column, ()) is None:

@@ -114,7 +114,7 @@ def _fall(rows: Sequence[Row], best: float) -> int:
 
 
 def _rate_to_try(rows: Sequence[Row]) -> str:
-    """Return advice on a learning rate, or "" if the steps of these updates were not too long."""
+    """Return a phrase with a learning rate to try, or "" if the steps in `rows` were not too long."""
     steps, rates = finite(rows, "step/relative_norm"), finite(rows, "learning_rate")
     if not steps or not rates or not median(steps) > LONG_STEP:
         return ""

@@ -80,10 +80,10 @@ def _sign_of_run(
     rows: Sequence[Row],
     facts: RunFacts,
 ) -> Finding | None:
-    """Return the finding of a sign that is visible in the last updates or in many updates; otherwise None.
+    """Return the finding of a sign, or None if it is visible neither at the end nor in much of the run.
 
-    The sign is measured over a sequence of successive updates in which it is visible: the latest sequence if
-    the sign is visible in the last updates, and the longest sequence otherwise.
+    A sign may be visible in several sequences of successive updates. It is measured over the last sequence if
+    this sequence reaches the end of the run, and otherwise over the longest sequence.
     """
     window = window_of(facts, sign)
     if len(rows) < window:

@@ -68,7 +68,7 @@ def episodes_data(runs: Sequence[RecordedRun]) -> dict[str, Any]:
 
 
 def _thinned(episodes: Sequence[Row], max_bytes: int) -> set[int]:
-    """Return a selection of updates whose episodes fit on the page.
+    """Return the numbers of selected updates, whose episodes take about `max_bytes` bytes at most.
 
     The selection contains the first update, the last update, and updates at equal distances between them.
     """
@@ -118,7 +118,7 @@ def _episode(row: Row, place: int, problems: _Table, texts: _Table) -> dict[str,
 
 
 def _compact(values: list[float | None]) -> list[float | None] | float | None:
-    """Return the list of values, or a single value if all values are equal."""
+    """Return `values[0]` if all values are equal, and `values` otherwise."""
     return values[0] if len(set(values)) == 1 else values
 
 

@@ -57,7 +57,7 @@ class Check:
 def check_installation() -> tuple[Check, ...]:
     """Check versions, devices, caches, permissions, disk space and optional packages.
 
-    Nothing is downloaded. Temporary files that test permissions are removed.
+    Nothing is downloaded. Permissions are tested by writing temporary files, which are then removed.
     """
     checks = [*_versions(), *_devices(), *_directories(), *_optional(), *_settings()]
     return tuple(

@@ -107,8 +107,7 @@ def _rows(directory: RunDirectory, name: str) -> list[Row]:
 def _episodes(file: Path) -> tuple[list[Row], int]:
     """Return episodes of about `MAX_BYTES` bytes at most, and the number of updates in the whole file.
 
-    Most updates of a large file are skipped. Only the number of the update is read from the lines of a
-    skipped update.
+    If the file is larger, only updates at equal distances and the last update are returned.
     """
     if not file.is_file():
         return [], 0

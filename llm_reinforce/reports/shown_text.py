@@ -30,7 +30,10 @@ def shown(text: object, max_characters: int = MAX_TEXT) -> str:
 
 
 def without_secret_entries(value: Any) -> Any:
-    """Return nested JSON values, without values of keys such as `api_key`. Texts are changed by `shown`."""
+    """Return nested JSON values, with "(hidden)" for the values of keys such as `api_key`.
+
+    All other texts are shortened and cleaned by `shown`.
+    """
     if isinstance(value, dict):
         return {
             shown(key): "(hidden)" if SECRET_NAME.search(str(key)) else without_secret_entries(entry)
@@ -42,7 +45,10 @@ def without_secret_entries(value: Any) -> Any:
 
 
 def shown_settings(settings: Mapping[str, Any] | None) -> str:
-    """Return settings as YAML, without values of keys such as `api_key`. Texts are changed by `shown`."""
+    """Return settings as YAML, with "(hidden)" for the values of keys such as `api_key`.
+
+    All other texts are shortened and cleaned by `shown`.
+    """
     if settings is None:
         return "(recipe.yaml cannot be read)"
     return dump_yaml(without_secret_entries(dict(settings)))

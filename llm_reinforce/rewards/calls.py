@@ -188,7 +188,7 @@ def call_on_each(
 
 
 def call_guarded(function: Callable[..., object], /, *arguments: object, **named: object) -> object:
-    """Return the result of the function, or the exception that it raises.
+    """Call `function`, and return its result or the exception that it raises.
 
     The `SystemExit` of `sys.exit()` is returned like any other exception. KeyboardInterrupt and LeaveAtOnce
     are raised, because the user has interrupted the run. If the function forks, the child process exits when
@@ -234,9 +234,9 @@ def _error_message(error: BaseException) -> str:
 
 
 def _traceback(error: BaseException) -> str:
-    """Return the traceback as Python prints it, starting at the user's function.
+    """Return the traceback of `error` as Python prints it, starting at the user's reward function.
 
-    The result is empty if the exception was raised before the function was entered.
+    The result is empty if the error was raised before the reward function was entered.
     """
     frames = error.__traceback__
     while frames is not None and frames.tb_frame.f_code.co_filename in OUR_FILES:

@@ -112,7 +112,7 @@ def _as_messages(role: str, text: str, conversational: bool) -> object:
 
 
 def _called(function: Callable[..., Any], arguments: Mapping[str, object]) -> object:
-    """Call the function with the arguments that it accepts. Return the result or the error."""
+    """Call `function` with those `arguments` that it accepts, and return its result or its error."""
     signature = read_signature(function)
     if signature is None:
         return call_guarded(function, **arguments)

@@ -114,11 +114,11 @@ class HttpClient:
         raise kind(f"{where}: {len(WAITS) + 1} attempts failed ({reason}); {remedy}")
 
     def _attempt(self, method: str, route: str, body: object, headers: dict[str, str]) -> tuple[int, str]:
-        """Send the request once, and return the status and the text of the answer.
+        """Send a request once, and return the status and the text of the server's answer.
 
         Raises:
             TimeoutError: if the answer is not complete `timeout` seconds after the start of the attempt.
-            OSError: if there is no connection, or if it is lost.
+            OSError: if no connection can be made, or if the connection is lost.
         """
         deadline = time.monotonic() + self.timeout
         parts = urlsplit(self.url)

@@ -175,13 +175,13 @@ def read_models(answer: object) -> ServedModels:
     """Return the models that a server serves, given the server's answer to `/v1/models`.
 
     Raises:
-        AnswerError: if the answer names no model.
+        AnswerError: if the server's answer does not name a model.
     """
     listed = answer.get("data") if isinstance(answer, dict) else None
     models = [each for each in listed or () if isinstance(each, dict) and isinstance(each.get("id"), str)]
     base = next((each for each in models if not each.get("parent")), None)
     if base is None:
-        raise AnswerError("the answer names no model")
+        raise AnswerError("the server's answer does not name a model")
     max_length = base.get("max_model_len")
     adapters = tuple(each["id"] for each in models if each.get("parent"))
     return ServedModels(base["id"], adapters, max_length if isinstance(max_length, int) else None)

@@ -225,7 +225,7 @@ class BatchSampler:
         return self.policy.encode_prompts([problem.policy_prompt for problem in self.problems[:NUM_PROBES]])
 
     def _in_main_process(self, server: SamplingServer, work: Callable[[], Value]) -> Value:
-        """Call `work`, which transfers weights, in the main process. Return the result in all processes.
+        """Call `work`, which transfers weights, in the main process. All processes return its result.
 
         If `work` raises a ServerError, all processes raise it.
         """
@@ -274,7 +274,7 @@ class BatchSampler:
         return draw_by_pass_rate(self.reinforce.curriculum, counts, num_problems, size, seed, drawn)
 
     def _count_passes(self, counts: PassCounts, drawn: Sequence[int], batch: EpisodeBatch) -> PassCounts:
-        """Return the counts of the curriculum after the episodes of a batch.
+        """Return the curriculum's counts of correct episodes and of all episodes, updated with a batch.
 
         Without a curriculum, the counts are returned unchanged.
 
@@ -293,10 +293,10 @@ class BatchSampler:
         return size
 
     def _count_failures(self, before: Failures, found: EpisodeBatch, num_problems: int) -> Failures:
-        """Return the counts of the failures, including the failures of additional episodes.
+        """Return the counts of sampled and of unscored episodes after additional episodes were sampled.
 
         Args:
-            before: counts before the additional episodes.
+            before: counts before the additional episodes were sampled.
             found: the additional episodes, of all processes.
             num_problems: number of problems for which the additional episodes were sampled.
         """

@@ -307,7 +307,7 @@ def sum_over_shards(model: nn.Module, numbers: Sequence[float], accelerator: Acc
 def equal_passes(
     parts: Sequence[Sequence[int]], model: nn.Module, accelerator: Accelerator
 ) -> list[tuple[Sequence[int], bool]]:
-    """Return the forward passes of this process: the rows of each pass, and True if the loss counts.
+    """Return the forward passes of this process: the rows of each pass, and True if its loss counts.
 
     The passes of a sharded model exchange weights, so all processes have to make the same number of passes.
     A process with fewer parts than another process makes additional passes over one row. The loss of an

@@ -173,7 +173,7 @@ def _default_learning_rate(policy: LanguagePolicy | None) -> float | None:
 def _read_problems(
     problems: Any, held_out: Any, columns: Section, config: Config | None, folder: Path
 ) -> tuple[Section, GivenProblems]:
-    """Return the settings of the problems, and those problems that were passed as objects."""
+    """Return the settings of the problems, and the problems that the caller passed as Python objects."""
     base = config.problems.model_dump(mode="json", exclude_unset=True) if config else {}
     section: Section = {key: base[key] for key in ("template", "num_held_out") if key in base}
     train = held = None

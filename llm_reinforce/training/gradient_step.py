@@ -234,7 +234,7 @@ class GradientStep:
         return sum_over_shards(self.model, numbers, self.accelerator)
 
     def _parts_of_one_pass(self, batch: EpisodeBatch, rows: Sequence[int]) -> list[list[int]]:
-        """Divide the rows of a micro-batch among the forward passes of a sharded model."""
+        """Divide the rows of a micro-batch into the rows of each forward pass of a sharded model."""
         episodes = [batch.episodes[row] for row in rows]
         prompts = [episode.prompt_ids for episode in episodes]
         completions = [episode.completion.token_ids for episode in episodes]

@@ -453,9 +453,9 @@ class TrainingLoop:
         return outcomes
 
     def _weights_in_shards(self) -> AbstractContextManager[None]:
-        """Return a context for the gradient steps.
+        """Return the context in which gradient steps are made.
 
-        With FSDP, only the sharded copy of the policy has weights within the context.
+        With FSDP, the whole policy has no weights within this context. Only its sharded copy has weights.
         """
         return nullcontext() if self.sharded is None else self.sharded.training()
 
@@ -584,7 +584,7 @@ class TrainingLoop:
         started: float,
         sampled: float,
     ) -> dict[str, Any]:
-        """Compute the metrics of the update, show and record them, and return them by name."""
+        """Compute the metrics of the latest batch, show and record them, and return them by name."""
         now, batch = time.perf_counter(), sample.batch
         metrics: dict[str, Any] = {
             "update": self.state.num_updates,

@@ -143,7 +143,7 @@ def copied_bytes(trained: Iterable[Tensor], training: TrainingConfig) -> int:
 
 
 def _step_bytes(trained: Iterable[Tensor], training: TrainingConfig) -> float:
-    """Return the temporary memory of an optimizer step in bytes, without the gradients."""
+    """Return how many bytes an optimizer step needs temporarily, in addition to the gradients."""
     weights = list(trained)
     halves = [weight for weight in weights if is_half(weight)]
     copied = 0
@@ -157,7 +157,7 @@ def _step_bytes(trained: Iterable[Tensor], training: TrainingConfig) -> float:
 
 
 def _sharded_peak(sharded: ShardedModel, backward: float, step: float, gradients: int, largest: int) -> float:
-    """Return the peak of an update with FSDP, during which the whole policy is freed."""
+    """Return the peak memory of an update with FSDP. The unsharded policy is freed during the update."""
     whole = _num_bytes(sharded.whole.parameters())
     outside, layer = sharded.gathered_sizes()
     # 4 * layer: the weights of one layer and of the next, and the layer's gradient with a copy to be sent

@@ -121,7 +121,7 @@ def surrogate_loss(
 def _counted(
     advantages: Float[Tensor, "episode token"], mask: Bool[Tensor, "episode token"]
 ) -> Bool[Tensor, "episode token"]:
-    """Return a mask that is True for the actions whose weights or ratios are counted."""
+    """Return a mask that is True for the actions of each scored episode with a nonzero advantage."""
     return mask & advantages.ne(0).any(dim=1, keepdim=True)
 
 
@@ -130,12 +130,12 @@ def _counts(
     weights: Float[Tensor, "episode token"],
     counted: Bool[Tensor, "episode token"],
 ) -> RatioCounts:
-    """Return the counts of importance weights or ratios.
+    """Compute the `RatioCounts` of importance weights or of probability ratios.
 
     Args:
-        raw: values before the limit was applied.
-        weights: values after the limit was applied.
-        counted: True for the values that are counted.
+        raw: the weights before `importance.limit` was applied. For ratios, `raw` equals `weights`.
+        weights: the weights after the limit was applied, or the ratios.
+        counted: True for the actions whose weights or ratios are counted; see `_counted`.
     """
     used = weights[counted].tolist()  # the squares of large weights overflow in float32
     return RatioCounts(

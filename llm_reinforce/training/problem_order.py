@@ -53,7 +53,7 @@ def pass_rate(counts: PassCounts, index: int) -> float:
 def with_episodes(
     counts: PassCounts, drawn: Sequence[int], batch: EpisodeBatch, decay: float
 ) -> dict[int, tuple[float, float]]:
-    """Return the counts after a batch.
+    """Return the counts of correct episodes and of all episodes of each problem, updated with a batch.
 
     Both counts of a problem in the batch are multiplied by `decay`. The number of the problem's correct
     episodes in the batch is then added to the first count, and the number of all its episodes in the batch to

@@ -182,7 +182,7 @@ def check_can_be_recorded(policy: LanguagePolicy | None, problems: GivenProblems
                 for before, after in zip(given, _read_back(file, given), strict=True):
                     if before != after:
                         raise InputError(
-                            f"problem {before.id!r}: can't be recorded in output_dir, because "
+                            f"problem {before.id!r} can't be recorded in output_dir, because "
                             f"{_difference(before, after)} when the written file is read back; change the "
                             "problem, or remove output_dir"
                         )

@@ -90,8 +90,8 @@ class ReferencePolicy:
         saved = load_reference(checkpoint)
         if saved is None:
             raise InputError(
-                f"{checkpoint}: has no reference policy, which reinforce.kl needs; start a new run with "
-                "--overwrite"
+                f"{checkpoint}: the checkpoint has no reference policy, which reinforce.kl needs; start a "
+                "new run with --overwrite"
             )
         self.weights = {name: value.to(self.policy.device) for name, value in saved.items()}
 

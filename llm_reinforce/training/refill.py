@@ -21,7 +21,7 @@ class Refills:
     num_tokens: int = 0
 
     def after(self, found: EpisodeBatch, num_problems: int) -> "Refills":
-        """Return the counts after one more batch of replacements.
+        """Return a copy of these totals to which another batch of replacements is added.
 
         Args:
             found: episodes of the replacements.

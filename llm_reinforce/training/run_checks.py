@@ -238,10 +238,7 @@ class RunChecks:
 
 
 def _cause(outcome: UpdateOutcome) -> str:
-    """Return the cause of a gradient that is not finite, as a part of a sentence.
-
-    The result is empty if the cause is not known.
-    """
+    """Return a clause that says why a gradient is not finite; empty if the cause is not known."""
     num = outcome.counts.num_infinite
     if not num:
         return ""

@@ -252,10 +252,11 @@ def _tracker(name: str, config: Config, directory: RunDirectory, own_id: str, *,
 
 
 def _series(directory: RunDirectory) -> dict[str, Any]:
-    """Return the content of `trackers/series.json`, updated from the logs of the run.
+    """Return the content of `trackers/series.json`, after completing it from the logs of the run.
 
-    The last update and the last evaluation of each decoding are read from the logs, because an earlier
-    process may have been killed before it wrote the file.
+    The numbers of the last update and of the last evaluation with each decoding mode may be too small in
+    the file, because an earlier process may have been killed before it wrote them. The logs contain the
+    right numbers.
     """
     series: dict[str, Any] = {"id": uuid.uuid4().hex, "ids": {}, "num_updates": 0, "evaluations": {}}
     with suppress(OSError, ValueError, TypeError):

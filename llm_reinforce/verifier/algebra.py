@@ -128,7 +128,7 @@ class _Answer:
 
 
 def _refusal(given: str, right: str, prompt: str) -> str:
-    """Return `equal` if an answer equals the reference answer `right`, or the reason why it is rejected."""
+    """Return "equal" if `given` equals the reference answer `right`, or the reason to reject `given`."""
     if len(given) > _MAX_ANSWER or not _is_well_formed(given):
         return "not_a_number"
     if _HEDGE.search(given) and not _HEDGE.search(right):
@@ -213,7 +213,7 @@ def _one_item(sides: list[str], unit: tuple[str, ...]) -> _Answer:
 
 
 def _without_member(text: str) -> str:
-    r"""Return the set to which a variable belongs: [1,2) for `x \in [1,2)`. Other texts are not changed."""
+    r"""Return `[1,2)` for a text such as `x \in [1,2)`. Return other texts unchanged."""
     member = _MEMBER.search(text)
     return (
         text[member.end() :].strip() if member and _NAME.fullmatch(text[: member.start()].strip()) else text

@@ -175,7 +175,7 @@ def _exact(expression: Any) -> Any:
 
 
 def _points(symbols: list[Any], num_points: int) -> Iterator[dict[Any, Any]]:
-    """Yield points at which two expressions are compared. A point has a value for each variable."""
+    """Yield points, each with a value for every variable, at which two expressions are compared."""
     from sympy import Rational
 
     for point in range(num_points):

@@ -124,7 +124,7 @@ def find_losses(problems: Iterable[AnsweredQuestion]) -> Iterator[Loss]:
 def find_doubts(
     problems: Iterable[AnsweredQuestion], wrappings: Sequence[str] = (PLAINLY,)
 ) -> Iterator[Doubt]:
-    """Yield a `Doubt` for each reference answer that is empty or that is rejected in one of the wrappings."""
+    """Yield a `Doubt` for each reference answer that is empty, or that is rejected in any wrapping."""
     for problem in problems:
         if not problem.answer.strip():
             yield Doubt(problem, "", "empty")

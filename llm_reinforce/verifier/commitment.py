@@ -262,7 +262,8 @@ class _Text:
     def _chains(self) -> tuple[list[list[Phrase]], bool]:
         """Return the chains of the text, and True if the text corrects itself.
 
-        If it does, only the chains after the last correction word, such as "no", are returned.
+        If the text corrects itself, the result has only the chains after the last correction word (for
+        example "no").
         """
         chains, is_corrected = [[self.phrases[0]]], False
         for before, phrase in pairwise(self.phrases):

@@ -31,10 +31,10 @@ Rule = Callable[..., "re.Match[str] | None"]
 
 
 def _rules(skipped: str, *rules: tuple[str, str]) -> tuple[Rule, list[str]]:
-    """Compile rules into one pattern. Return the pattern's method `match`, and the result of each rule.
+    """Compile rules into a single pattern. Return its method `match`, and a list with each rule's result.
 
-    The compiled pattern first skips tags that match `skipped`, such as brackets. The first rule that matches
-    the tags after the skipped tags is applied.
+    The pattern first skips the tags that match `skipped`, such as brackets. The first rule that matches the
+    tags after these applies.
 
     Args:
         skipped: pattern of the tags that are skipped.

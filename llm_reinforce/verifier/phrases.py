@@ -120,7 +120,7 @@ def _decimal(text: str) -> Fraction | None:
 
 
 def _read_scale(tokens: Sequence[Token], phrase: Phrase) -> None:
-    """Read "million", "dozen" and the like, and a percent sign."""
+    """Read words such as "million" or "dozen" after a number, and then a percent sign."""
     while scale := SCALES.get(tokens[phrase.last].word.removesuffix("s")):
         phrase.value = phrase.value * scale if phrase.value is not None else None
         phrase.last += 1

@@ -239,9 +239,10 @@ _Inbox = queue.SimpleQueue[
 def _next_answer(
     busy: Mapping[_Worker, int], inbox: _Inbox
 ) -> tuple[_Worker, dict[str, Any] | WorkerError] | None:
-    """Wait for an answer, and return the worker and the answer, or None if the wait has to be repeated.
+    """Wait for an answer, and return the worker and its answer.
 
-    If the worker failed or its deadline passed, the worker is killed, and the answer is the error.
+    If a worker failed or did not answer before its deadline, the worker is killed, and a WorkerError is
+    returned as its answer. The result is None if the caller has to call this function again.
     """
     first = min(busy, key=lambda worker: worker.deadline)
     try:

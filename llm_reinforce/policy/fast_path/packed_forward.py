@@ -1,9 +1,11 @@
 """The forward pass of Llama-like models over packed tokens, without padding.
 
 Embeddings, norms, projections and feed-forward layers process each token independently, so the tokens of all
-sequences can be the rows of one matrix. Only attention depends on the sequences. The caller provides
-attention as a function. In the function of `packed_log_probs`, a token attends to itself and to the earlier
-tokens of its episode. In the function of `SlotBatch`, a token attends to a cache of keys and values.
+sequences can be the rows of a single matrix. Only attention depends on the sequences. Each caller therefore
+passes its own attention function (see `Attend`):
+
+- `packed_log_probs`: a token attends to itself and to the earlier tokens of its episode.
+- `SlotBatch`: a token attends to a cache of keys and values.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,4 +1,7 @@
-"""Matrix products with the fastest library. Products take most of the time of sampling and training."""
+"""Matrix products, computed by the fastest available library.
+
+Sampling and training spend most of their time on matrix products.
+"""
 
 from collections.abc import Sequence
 from typing import Any, TypeGuard
@@ -66,7 +69,11 @@ def _call(function: Any, left: Tensor, right: Tensor) -> Tensor:
 
 
 def _can_use(function: Any) -> bool:
-    """Return True if the function works. Its values are compared with those of torch on the first call."""
+    """Return True if `function` computes the same matrix products as torch.
+
+    The products are compared when `_can_use` is called for the first time. Later calls return the stored
+    result.
+    """
     if function not in _is_usable:
         _is_usable[function] = True
         left, right = (
@@ -173,7 +180,7 @@ def _layer_product(
 
 
 def _forward(inputs: Float[Tensor, "row inner"], tensors: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
-    """Return the outputs of the layers. `tensors` are the weights, the biases, and the cached outputs."""
+    """Return the outputs of layers. `tensors` lists all weights, all biases, and all cached outputs."""
     num = len(tensors) // 3
     results: list[Tensor] = []
     for weight, bias, own in zip(tensors[:num], tensors[num : 2 * num], tensors[2 * num :], strict=True):

@@ -121,12 +121,13 @@ class SlotBatch:
     def append(
         self, actions: Int[Tensor, " row"], width: int | None = None, *, is_even: bool = False
     ) -> Float[Tensor, "row vocabulary"]:
-        """Append one action to every row of a cache that is large enough; see `step`.
+        """Append an action to every row. The cache must have a free column for it; see `step`.
 
         Args:
             actions: token id of each row's action.
             width: number of columns of the cache to which the actions attend. None: all columns.
-            is_even: True if all rows have `width` tokens with the new action. No mask is then needed.
+            is_even: True if every row has exactly `width` tokens, including its new action. No mask is then
+                needed.
         """
         width = width or self.keys[0].shape[2]
         num_rows, positions = len(actions), self.lengths[: len(actions)].clone()
@@ -194,7 +195,7 @@ class SlotBatch:
         attend: Attend,
         read: Int[Tensor, " read"] | None = None,
     ) -> Float[Tensor, "read hidden"]:
-        """Return the hidden states of the tokens in `read`, and keep the activations if there is a store."""
+        """Return the hidden states of the tokens in `read`, and record activations if they are to be kept."""
         if self.activations is None:
             return forward_packed(self.model, token_ids, positions, attend, read)
         hidden = forward_packed(self.model, token_ids, positions, attend, read, self.activations.multiply)

@@ -22,7 +22,7 @@ class StepGraph:
     def __call__(
         self, function: Callable[[Tensor], Tensor], inputs: Tensor, state: Sequence[Tensor]
     ) -> Tensor:
-        """Return the output of the function, in memory that the next call may overwrite.
+        """Return the output of `function`, in memory that the next call may overwrite.
 
         After a change of a shape or of a place in memory, the function is called once without a graph, so
         that libraries can allocate their buffers. The second call records the graph.
@@ -46,7 +46,7 @@ class StepGraph:
 
 
 def record(function: Callable[[Tensor], Tensor], inputs: Tensor) -> tuple[Callable[[], None], Tensor]:
-    """Record the operations of the function without executing them.
+    """Record the operations of `function` without executing them.
 
     Returns:
         a function that executes the operations, and the tensor to which they write the output.

@@ -211,7 +211,7 @@ class SeparateBatches:
         self._refresh_rows()
 
     def _refresh_rows(self) -> None:
-        """Recompute `rows` and `places`. This is not done in `step`, because a copy to a GPU waits for it."""
+        """Recompute `rows` and `places`. `step` does not do this, because a copy to a GPU must wait."""
         parts, device = [part for _, part in self.parts], next(self.model.parameters()).device
         self.rows = [integers(part, device) for part in parts]
         self.places = integers(restored_order(parts), device)

@@ -151,11 +151,14 @@ def ours(workload: Workload, directory: str, turns: Turns, *, has_verdicts: bool
     def reward(completion: str, problem: Problem) -> float:
         return dice.random()
 
+    problems = [workload.problem(dice) for _ in range(100 * workload.num_problems)]
+    if not has_verdicts:  # problems without an answer are not verified
+        problems = [replace(problem, answer=None) for problem in problems]
     timed(batch_sampler, "sample_completions", spent, "sampling")
     timed(SlotBatch, "fill", spent, "prefill")
     TrainingLoop(
         policy,
-        [workload.problem(dice) for _ in range(100 * workload.num_problems)],
+        problems,
         TrainingConfig(num_updates=10**6, learning_rate=LEARNING_RATE),
         rewards=[WeightedReward("reward", correct_answer() if has_verdicts else reward)],
         reinforce=ReinforceConfig(

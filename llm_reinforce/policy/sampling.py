@@ -225,7 +225,7 @@ def stream_completions(
             is_single = batching == "single rows"
             batch = SeparateBatches(policy.model, policy.pad_token_id, single_rows=is_single)
         waiting = deque(range(start, start + len(part)))
-        generation = _Generation(policy, batch, num_slots, max_new_tokens, activations)
+        generation = Generation(policy, batch, num_slots, max_new_tokens, activations)
         ended: dict[int, dict[int, Completion]] = {}
         while waiting or generation.active:
             if waiting and generation.has_room_for(num_completions):
@@ -244,7 +244,7 @@ def stream_completions(
                 generation.advance(may_shrink=not waiting)
 
 
-class _Generation:
+class Generation:
     """Completions in progress.
 
     Each completion in progress has its own slot, which is an index into the lists and tensors below. The row

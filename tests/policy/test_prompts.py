@@ -303,10 +303,10 @@ def cut_off(policy: LanguagePolicy, monkeypatch: pytest.MonkeyPatch, text: str) 
             self.token_ids[slot, column] = tokens[column]
             self.is_running[slot] = column + 1 < len(tokens)
 
-    from llm_reinforce.policy.sampling import _Generation
+    from llm_reinforce.policy.sampling import Generation
 
-    original = _Generation.step
-    monkeypatch.setattr(_Generation, "step", step)
+    original = Generation.step
+    monkeypatch.setattr(Generation, "step", step)
 
 
 PROBLEM = Problem("3+4=", "7", id="a")

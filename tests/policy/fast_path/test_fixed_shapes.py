@@ -19,11 +19,11 @@ from llm_reinforce.policy.fast_path import slot_batch, step_graph
 NUM_NEW = 9
 
 
-def started() -> sampling._Generation:
+def started() -> sampling.Generation:
     """Return completions of 6 prompts whose first actions have been drawn, as on a GPU."""
     policy = policy_of(model_of("llama"))
     del policy.model.model.layers[1:]  # compiling one layer is faster
-    generation = sampling._Generation(policy, slot_batch.SlotBatch(policy.model, 12, 20), 12, 20)
+    generation = sampling.Generation(policy, slot_batch.SlotBatch(policy.model, 12, 20), 12, 20)
     generation.shares_rows = False
     numbers = torch.rand((6, 2, 20), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     generation.start(deque(range(6)), PROMPTS, 2, lambda prompt: numbers[prompt])
@@ -144,7 +144,7 @@ def test_the_end_of_completions_is_found_without_waiting_if_there_are_many_end_t
     # `torch.isin` sorts many test elements and removes duplicates, whose number a GPU would have to report
     policy = policy_of(model_of("llama"))
     policy = LanguagePolicy(policy.model, policy.tokenizer, tuple(range(1, 13)), 12)
-    generation = sampling._Generation(policy, slot_batch.SlotBatch(policy.model, 1, 9), 1, 9)
+    generation = sampling.Generation(policy, slot_batch.SlotBatch(policy.model, 1, 9), 1, 9)
     generation.start(deque([0]), [(1, 2)], 1, None)
     with torch.profiler.profile() as profile:
         generation.step(1.0)

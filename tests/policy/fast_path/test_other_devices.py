@@ -43,7 +43,7 @@ def use_a_gpu_without_numbers() -> None:
         assert all(parameter.grad.device.type == "gpu" for parameter in model.parameters())
 
         batch = slot_batch.SlotBatch(model, 12, 20, has_fixed_shapes=True)
-        generation = sampling._Generation(policy_of(model), batch, 12, 20)
+        generation = sampling.Generation(policy_of(model), batch, 12, 20)
         generation.start(deque(range(6)), PROMPTS, 2, lambda prompt: torch.rand(2, 20, dtype=torch.float64))
         with NoSynchronization():
             for _ in range(7):

@@ -176,7 +176,7 @@ def test_sampling_does_not_synchronize_between_checks(path: str, monkeypatch: py
         batch = batches.WholeBatch(policy.model, 12)
     elif path == "plain path, rows of equal length":
         batch = batches.SeparateBatches(policy.model, 12, single_rows=False)
-    generation = sampling._Generation(policy, batch, 12, 9)
+    generation = sampling.Generation(policy, batch, 12, 9)
     numbers = torch.rand((6, 2, 9), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
     def read(tensor: Tensor) -> Any:
@@ -216,7 +216,7 @@ def test_uniforms_is_called_in_the_order_of_the_prompts() -> None:
 
 def test_sampling_records_no_gradient_and_leaves_gradients_enabled() -> None:
     policy = policy_of(model_of("llama"))
-    generation = sampling._Generation(policy, slot_batch.SlotBatch(policy.model, 6, 3), 6, 3)
+    generation = sampling.Generation(policy, slot_batch.SlotBatch(policy.model, 6, 3), 6, 3)
     generation.start(deque(range(6)), PROMPTS, 1, None)
     generation.step(1.0)
     generation.advance(may_shrink=True)

@@ -100,13 +100,13 @@ def without_reuse() -> None:
 
 def without_forks() -> None:
     """Give each completion its own row of the batch from the start."""
-    plain = sampling._Generation.__init__
+    plain = sampling.Generation.__init__
 
     def unshared(self: Any, *arguments: Any, **keywords: Any) -> None:
         plain(self, *arguments, **keywords)
         self.shares_rows = False
 
-    sampling._Generation.__init__ = unshared  # type: ignore[method-assign]
+    sampling.Generation.__init__ = unshared  # type: ignore[method-assign]
 
 
 def without_shared_prefixes() -> None:
@@ -193,7 +193,7 @@ PIECES = {
     "forks": Piece(
         "one row for equal completions in sampling",
         without_forks,
-        [sampling._Generation._fork, slot_batch.SlotBatch.copy],
+        [sampling.Generation._fork, slot_batch.SlotBatch.copy],
     ),
     "prefixes": Piece("tree of completions in the update", without_shared_prefixes, [completion_tree]),
     "common prefix": Piece(
@@ -207,7 +207,7 @@ PIECES = {
     ),
     "chunked head": Piece("logits of the head in chunks", without_chunks, [chunked_head]),
     "refill": Piece(
-        "reuse of the slots of ended completions", without_refill, [sampling._Generation.has_room_for]
+        "reuse of the slots of ended completions", without_refill, [sampling.Generation.has_room_for]
     ),
     "gc": Piece("fewer garbage collections", without_gc_settings, [host_process.fewer_collections]),
 }

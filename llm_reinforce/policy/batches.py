@@ -82,6 +82,10 @@ class WholeBatch:
         self.is_padded, self.cache = len({len(prompt) for prompt in prompts}) > 1, None
         self.attention_mask, self.lengths = states.mask, states.mask.sum(dim=1)
         logits = self._forward(states.token_ids, states.positions)
+        if self.is_padded:
+            # otherwise, transformers reads the mask in each step to see if it is needed, and waits for a GPU
+            for layer in getattr(self.cache, "layers", ()):
+                layer.is_compileable = True
         self.keep(selected)
         return logits[selected]
 
@@ -128,10 +132,6 @@ class WholeBatch:
             arguments["position_ids"] = positions
         output = self.model(input_ids=input_ids, past_key_values=self.cache, use_cache=True, **arguments)
         self.cache = output.past_key_values
-        if self.is_padded:
-            # otherwise, transformers reads the mask in each step to see if it is needed, and waits for a GPU
-            for layer in getattr(self.cache, "layers", ()):
-                layer.is_compileable = True
         logits: Tensor = output.logits[:, -1]
         return logits
 

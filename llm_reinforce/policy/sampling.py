@@ -135,6 +135,11 @@ def check_cuda_graphs(policy: LanguagePolicy) -> None:
         )
 
 
+def steps_between_checks(device: torch.device) -> int:
+    """Return the number of sampling steps between two checks for ended completions; see `CHECK_EVERY`."""
+    return CHECK_EVERY.get(device.type, 8)
+
+
 def random_numbers(
     num_completions: int, max_new_tokens: int, source: torch.Generator | torch.device
 ) -> Float[Tensor, "completion token"]:
@@ -216,7 +221,7 @@ def stream_completions(
                 num_slots,
                 max_new_tokens,
                 activations,
-                has_fixed_shapes=CHECK_EVERY.get(policy.device.type) != 1,
+                has_fixed_shapes=steps_between_checks(policy.device) > 1,
                 cuda_graphs=cuda_graphs,
             )
         elif batching == "padded rows":
@@ -300,7 +305,7 @@ class Generation:
         self.active: list[int] = []
         self.active_slots = self.active_rows = self.actions = torch.zeros(0, dtype=torch.long, device=device)
         self.logits = torch.empty(0)
-        self.check_every = CHECK_EVERY.get(device.type, 8)
+        self.check_every = steps_between_checks(device)
         # sharing rows requires comparing the actions after every step, so it is not done on a GPU
         self.shares_rows = self.check_every == 1
 

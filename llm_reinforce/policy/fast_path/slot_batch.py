@@ -121,7 +121,7 @@ class SlotBatch:
     def append(
         self, actions: Int[Tensor, " row"], width: int | None = None, *, is_even: bool = False
     ) -> Float[Tensor, "row vocabulary"]:
-        """Append an action to every row. The cache must have a free column for it; see `step`.
+        """Append an action to every row. The cache must have a free column in each row; see `step`.
 
         Args:
             actions: token id of each row's action.

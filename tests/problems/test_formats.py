@@ -69,7 +69,7 @@ FORMATS: dict[str, tuple[str, Callable[[], object]]] = {
     "xz": ("a.JSONL.XZ", lambda: Path("a.JSONL.XZ").write_bytes(lzma.compress(LINES))),
     "JSON list": ("a.json", lambda: Path("a.json").write_text(json.dumps(ROWS, indent=2))),
     "JSON object": ("a.json", lambda: Path("a.json").write_text(json.dumps({"v": 1, "data": ROWS}))),
-    "JSON object on lines": (
+    "JSON object on several lines": (
         "a.json",
         lambda: Path("a.json").write_text(json.dumps({"rows": ROWS}, indent=1)),
     ),

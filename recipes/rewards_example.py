@@ -4,7 +4,8 @@
 def digits_in_place(completion, problem):
     """Return the share of correct digits, compared place by place from the last digit.
 
-    For the answer 132, both 122 and 32 have 2/3. The completion 1320 has 0, because every place is wrong.
+    If the answer is 132, the completions 122 and 32 get 2/3. The completion 1320 gets 0, because every place
+    is wrong.
     """
     written, wanted = completion.strip()[::-1], problem.answer[::-1]
     length = max(len(written), len(wanted))

@@ -20,10 +20,10 @@ The main arguments:
 - The policy is a model name, a path, a hub id, or a `(model, tokenizer)` pair of transformers.
 - The problems are a data-set name such as "gsm8k", a file, a hub id, a list of dicts, or a
   `datasets.Dataset`. "generate:digits=2" generates two-digit additions and downloads nothing.
-- A reward function is `f(completion: str, problem: Problem) -> float`. The function may also return
-  `StepRewards`, or None if the function does not apply to the problem. `problem` has the attributes `prompt`,
-  `answer`, `solution`, `id` and `columns`. Without a reward function, the reward is 1 for a correct final
-  answer and 0 otherwise.
+- A reward function is `f(completion: str, problem: Problem) -> float`. It may also return `StepRewards`
+  (rewards for single steps or tokens of the completion), or None if it does not apply to the problem.
+  `problem` has the attributes `prompt`, `answer`, `solution`, `id` and `columns`. Without a reward function,
+  the reward is 1 for a correct final answer and 0 otherwise.
 - All other settings are keyword arguments of `ReinforceTrainer`, and all have defaults.
 
 Main entry points:
@@ -34,7 +34,7 @@ Main entry points:
 - `evaluate(policy, problems)` returns the accuracy with its 95% confidence interval, and
   `compare_evaluations(before, after)` returns the difference between two evaluations.
 - `compare(recipes, seeds=..., tokens=...)` trains several recipes with equal budgets of sampled tokens.
-- `report(output_dir)` writes a run as an HTML page with its curves and its episodes token by token.
+- `report(output_dir)` writes an HTML page with the curves of a run, and with its episodes token by token.
 - `diagnose(output_dir)` returns what is wrong with a run, with evidence and advice.
 - `load_policy(name)` loads a model as a `LanguagePolicy`.
 

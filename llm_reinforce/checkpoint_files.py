@@ -1,4 +1,4 @@
-"""Names of the files of a checkpoint, and the manifest with which damaged checkpoints are found."""
+"""File names of a checkpoint, and the manifest, whose digests reveal damaged checkpoints."""
 
 import hashlib
 import json
@@ -43,7 +43,7 @@ def num_updates_of(checkpoint: Path) -> int:
 
 
 def find_fault(directory: Path) -> str | None:
-    """Return a description of the fault of a checkpoint, or None if all files match the manifest."""
+    """Return what is wrong with a checkpoint, or None if all of its files match the manifest."""
     try:
         digests = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
         for name in sorted({*FILES, *digests.keys()}):

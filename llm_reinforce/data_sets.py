@@ -1,8 +1,8 @@
 """Suffixes of data files, and default settings of data sets.
 
-Both the settings classes and `problems/` use these constants. The constants are not part of the settings
-classes, because `problems/` would then import pydantic. This import would double the time that a worker
-process of a reward function needs to start.
+These constants are used by the settings classes and by `problems/`. They have a module of their own, so that
+`problems/` need not import the settings classes and, with them, pydantic. The import of pydantic would double
+the start-up time of the worker processes that run reward functions.
 """
 
 from pathlib import PurePath

@@ -1,7 +1,7 @@
 """Atomic and durable writes of files and directories.
 
-If the process is killed, the disk is full or the power fails during a write, no incomplete file or directory
-is left under the final name. Everything is written under a temporary name, synced to disk, and then renamed.
+Everything is written under a temporary name, synced to disk, and then renamed. If the process is killed, the
+disk is full or the power fails during a write, no half-written file or directory has the final name.
 """
 
 import math
@@ -22,11 +22,11 @@ PARTIAL = ".partial"  # suffix of files and directories that are being written
 def whole_directory(target: Path) -> Iterator[Path]:
     """Yield a temporary directory, which is renamed to `target` at the end of the `with` block.
 
-    An existing `target` is replaced. If the block raises an exception, the temporary directory is removed.
+    An existing `target` is deleted just before the renaming, so the replacement is not atomic. If the block
+    raises an exception, the temporary directory is removed, and `target` is unchanged.
 
     Raises:
-        OSError: if the file system reports an error while the directory is written. In this case, `target` is
-            unchanged.
+        OSError: if the file system reports an error.
     """
     partial = target.with_name(target.name + PARTIAL)
     shutil.rmtree(partial, ignore_errors=True)
@@ -70,7 +70,7 @@ def write_whole(file: Path, text: str) -> None:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file is stored on the disk (fsync). For a directory, wait for the list of its entries."""
+    """Wait until the content of a file, or the list of entries of a directory, is on the disk (fsync)."""
     if path.is_dir() and os.name == "nt":  # Windows cannot open directories
         return
     # Windows can sync only files that are open for writing

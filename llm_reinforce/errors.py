@@ -1,7 +1,4 @@
-"""Exceptions of the toolkit, and functions that format error messages.
-
-Further functions of this module remove secrets from messages, logs and tracebacks.
-"""
+"""Exceptions of the toolkit, and functions that format messages and remove secrets from them."""
 
 import difflib
 import os
@@ -54,13 +51,14 @@ def errors_in(section: str) -> Iterator[None]:
 
 
 class RunStoppedError(RuntimeError):
-    """Raised when a run stops early because further updates would be useless.
+    """Raised when a run stops early because it cannot make further useful updates.
 
     For example, a run is stopped if the gradients of many updates in a row were not finite. Commands exit
     with code 1.
 
     Attributes:
-        can_resume: True if the cause may be outside the run. It then makes sense to resume the run.
+        can_resume: True if the run can be resumed after the cause is fixed, such as a failing reward function
+            or a server that does not respond.
     """
 
     def __init__(self, message: str, *, can_resume: bool = False) -> None:
@@ -78,16 +76,15 @@ class ProcessLostError(RunStoppedError):
 class LeaveAtOnce(SystemExit):
     """Raised to exit immediately when the user sends a second signal, such as a second Ctrl-C.
 
-    The code that catches the exceptions of reward functions does not catch this exception.
+    Code that catches the exceptions of reward functions, even SystemExit, does not catch this exception.
     """
 
 
 def without_secrets(text: str) -> str:
     """Return the text with the values of secret environment variables replaced by their names.
 
-    For example, the value of `HF_TOKEN` becomes `<HF_TOKEN>`. This is needed because an exception raised by a
-    library can contain a request with its token, and because exceptions raised by reward functions are
-    written to the logs of a run.
+    For example, the value of `HF_TOKEN` becomes `<HF_TOKEN>`. Messages and logs contain the text of
+    exceptions raised by libraries and reward functions, and this text can include a request with its token.
     """
     replaced: str = texts_without_secrets(text)
     return replaced

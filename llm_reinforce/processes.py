@@ -1,7 +1,7 @@
-"""The processes that train together, and the environment variables with which a launcher describes them.
+"""Number and index of the processes that train together, read from the environment variables of a launcher.
 
-`torchrun`, `accelerate launch --multi_gpu` and MPI start several processes. Each process reads its index and
-the number of processes from environment variables.
+The launchers `torchrun`, `accelerate launch --multi_gpu` and MPI start several processes, and set these
+variables in each of them.
 """
 
 import os
@@ -25,12 +25,12 @@ RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
 NUM_LAUNCHERS = ("GROUP_WORLD_SIZE",)  # number of launchers that started the processes; set by torchrun
 # variables in which `srun` sets the number of tasks, and the number of machines on which the tasks run
 NUM_TASKS, NUM_NODES = ("SLURM_STEP_NUM_TASKS",), ("SLURM_STEP_NUM_NODES",)
-PORT = 29500  # port at which the launchers of several machines meet, the default of torchrun
-# errors of the libraries with which processes communicate
+PORT = 29500  # port through which the launchers of several machines connect, the default of torchrun
+# words in the error messages of the communication libraries
 LOST = re.compile(r"gloo|nccl|connection (was )?(reset|closed|refused)|broken pipe", re.IGNORECASE)
 LATE = re.compile(r"timed? ?out|timeout", re.IGNORECASE)
 
-# settings of `accelerate launch` that are not supported, and the variables by which they are passed on
+# environment variables that `accelerate launch` sets for options that are not supported
 OTHER_SHARDING = {
     "ACCELERATE_USE_DEEPSPEED": "use_deepspeed",
     "ACCELERATE_USE_MEGATRON_LM": "use_megatron_lm",
@@ -49,8 +49,8 @@ class Sharding:
     """Settings with which FSDP2 divides the weights of the policy among the processes.
 
     Attributes:
-        layer_classes: names of the module classes whose weights are gathered one module at a time. If empty,
-            these are the classes that transformers never splits across devices.
+        layer_classes: names of the classes of layers. The weights of one layer are gathered at a time. Empty:
+            the classes that transformers does not split across devices (`_no_split_modules`).
         reshard_after_forward: True to free the gathered weights of a layer after its forward pass.
     """
 
@@ -88,7 +88,7 @@ def sharding() -> Sharding | None:
     """Return the settings of `accelerate launch --use_fsdp --fsdp_version 2`; None without `--use_fsdp`.
 
     Raises:
-        InputError: if the launch has a setting that is not supported.
+        InputError: if an option of `accelerate launch` is not supported.
     """
     rejected = [setting for name, setting in OTHER_SHARDING.items() if _is_true(name)]
     is_fsdp = _is_true("ACCELERATE_USE_FSDP")
@@ -123,9 +123,9 @@ def check_launch() -> None:
     """Check that the launcher started as many processes as requested, and that they can find each other.
 
     Raises:
-        InputError: if this process would train alone although `accelerate launch` or `srun` was meant to
-            start several processes that train together; if environment variables of the launcher are missing
-            or contradict each other; or if the launch has a setting that is not supported.
+        InputError: if `accelerate launch` or `srun` was called with several processes, but this process would
+            train alone; if environment variables of the launcher are missing or contradict each other; or if
+            an option of the launcher is not supported.
     """
     sharding()
     if any(os.environ.get(name) for name in (*SIZES, *RANKS)):
@@ -163,7 +163,7 @@ def _check_variables() -> None:
     start = f"start {number} processes with `{working_command(number)}`"
     if rank is None and number > 1:
         raise InputError(
-            f"{size} is {os.environ[size]}, but RANK is not set, so this process has no launcher; "
+            f"{size} is {os.environ[size]}, but RANK is not set, so no launcher started this process; "
             f"unset {size} to train in one process, or {start}"
         )
     if index >= number:
@@ -194,9 +194,9 @@ def working_command(
 
     Args:
         num_processes: number of processes on each machine.
-        arguments: arguments of Python. None: the arguments of this process.
+        arguments: a script, or `-m` and a module, followed by its arguments. None: those of this process.
         num_machines: number of machines.
-        host: host name of the machine at which the launchers of several machines meet.
+        host: host name of the machine to which the launchers of all machines connect.
         on_cpu: train on the CPU even if there is a GPU.
     """
     launcher = ["torchrun", "--nproc_per_node", str(num_processes)]
@@ -214,7 +214,7 @@ def repeated_launch(arguments: Sequence[str] | None = None, *, on_cpu: bool = Fa
     """Return the command that repeats this launch, with the same numbers of processes and machines.
 
     Args:
-        arguments: arguments of Python. None: the arguments of this process.
+        arguments: a script, or `-m` and a module, followed by its arguments. None: those of this process.
         on_cpu: train on the CPU even if there is a GPU.
     """
     num = num_machines()

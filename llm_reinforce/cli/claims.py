@@ -56,8 +56,8 @@ def constant(
     """Measure the gradient variance of each baseline when a constant is added to every reward.
 
     This tests a claim of the article "The Beauty of Reinforcement Learning
-    (1)": returns have no unified baseline. Adding a constant to all returns
-    changes the variance of the gradient, but not its expectation.
+    (1)" about returns without a unified baseline: adding a constant to all
+    returns changes the variance of the gradient, but not its expectation.
     """
     with measuring("claims", debug=debug):
         from llm_reinforce.analysis import measure_constant_claim

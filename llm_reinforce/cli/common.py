@@ -58,16 +58,18 @@ def reported_failures(
 
     Warnings are printed as notes, without the file and line of the code that issued them.
 
-    The exit code is 2 for a user error (InputError), 130 for an interruption, and 1 for other errors. Errors
-    of typer and errors of closed pipes are raised unchanged, because typer handles them.
+    The exit code is 2 for a user error (InputError), 130 (Ctrl-C) or 143 (SIGTERM) for an interruption, and 1
+    for other errors. Errors of typer and errors of closed pipes are raised unchanged, because typer handles
+    them.
 
     Args:
         what: name of the action, for the message "{what} failed: …" about an unexpected error.
         debug: if True, print a traceback instead of a message.
         advice: function that returns a sentence for the user, or an empty string. The sentence is printed
-            after the message about an interruption or an error. It is not printed after a user error.
-        options: settings that are options of the command. Messages about user errors name the options, such
-            as `--prompt-column` instead of `prompt_column`.
+            after the message about an interruption or an error. It is not printed after a user error, or if
+            the run cannot be resumed.
+        options: settings that the command offers as options. In messages about user errors, the name of the
+            setting is replaced by that of the option, such as `prompt_column` by `--prompt-column`.
     """
     try:
         with warnings.catch_warnings():
@@ -126,9 +128,10 @@ def _print_advice(advice: Callable[[], str], *, is_needed: bool = False) -> None
 def _main_process_fails_too() -> bool:
     """Wait a few seconds, and return True if the launcher ends this process during the wait.
 
-    The launcher ends all processes if the main process fails. Usually all processes raise the same user
-    error, and only the main process reports it. If the main process does not fail, for example because a file
-    is missing only on another machine, the process that raised the error reports it.
+    Usually all processes raise the same user error. The main process reports it and fails, and the launcher
+    then ends the other processes. But an error may also occur only here, for example because a file is
+    missing on this machine. In that case, the launcher does not end this process, which then reports the
+    error.
     """
     try:
         time.sleep(WAIT_FOR_MAIN)

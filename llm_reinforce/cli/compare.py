@@ -31,7 +31,7 @@ def compare(
     seeds: Annotated[
         int,
         typer.Option(
-            "--seeds", min=1, help="Number of seeds per recipe, counted from the seed of the first recipe."
+            "--seeds", min=1, help="Number of seeds per recipe. The first seed is that of the first recipe."
         ),
     ],
     tokens: Annotated[int, typer.Option("--tokens", min=1, help="Budget of each run, in sampled tokens.")],
@@ -73,14 +73,14 @@ def compare(
 
     The results are the final accuracy, the area under the learning curve, and
     the number of tokens to a target accuracy. Each result has a 95% interval
-    over the seeds. All recipes have the same seeds, and for each seed, each
-    recipe is compared with the first recipe. Held-out problems that are drawn
-    at random depend only on the seed. Recipes with the same problems are
-    therefore evaluated on the same held-out problems.
+    over the seeds. All recipes are trained with the same seeds, and for each
+    seed, each recipe is compared with the first recipe. Held-out problems that
+    are drawn at random depend only on the seed. Recipes with the same problems
+    are therefore evaluated on the same held-out problems.
 
     The runs are normal runs in the directories OUTPUT/NAME/seed-N. Ctrl-C
-    stops after the current update and saves a checkpoint. Run the same command
-    again to continue. Complete runs are then kept.
+    stops after the current update and saves a checkpoint. To continue, run the
+    same command again. It does not repeat complete runs.
     """
     with reported_failures("the comparison", debug=debug):
         start_in_one_process("compare")

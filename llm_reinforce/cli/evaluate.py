@@ -136,7 +136,7 @@ def evaluate(
     with reported_failures("the evaluation", debug=debug, options=DATA_OPTIONS):
         if decoding is Decoding.greedy and samples_per_problem > 1:
             raise InputError(
-                f"--samples-per-problem {samples_per_problem} has no use with greedy decoding, because all "
+                f"--samples-per-problem {samples_per_problem} is useless with greedy decoding, because all "
                 "greedy completions of a problem are equal; add --decoding sampled"
             )
         if examples is not None and not few_shot:

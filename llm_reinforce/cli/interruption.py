@@ -45,7 +45,8 @@ def stopped_by_signals(stop: Callable[[], None], display: StopDisplay) -> Iterat
     def handle(number: int, frame: FrameType | None) -> None:
         nonlocal first_at
         if _received:
-            # SLURM and a launcher may both send SIGTERM, and the launcher kills processes that end too late
+            # A second SIGTERM is ignored, because SLURM and a launcher may both send one. The launcher kills
+            # processes that take too long to end.
             is_repeated = number == signal.SIGTERM and num_processes() > 1
             if time.monotonic() - first_at > SAME_KEYPRESS and not is_repeated:
                 leave_at_once(number)
@@ -112,7 +113,7 @@ def _code(code: object) -> object:
 
 
 def _handle(handler: Callable[[int, FrameType | None], object] | signal.Handlers) -> None:
-    """Install a handler for the signals in `ASKING`. Signals that are set to be ignored are left alone."""
+    """Install a handler for the signals in `ASKING`, except for signals that this process ignores."""
     with suppress(ValueError):  # only the main thread can install handlers
         for number in ASKING:
             if signal.getsignal(number) is not signal.SIG_IGN:

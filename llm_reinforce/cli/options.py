@@ -9,7 +9,7 @@ from llm_reinforce.errors import InputError
 
 
 def seed_option(help_text: str) -> Any:
-    """Return the option `--seed`. A callback checks the upper limit, which is too long for the help text."""
+    """Return the option `--seed`. A callback checks its maximum, which is too long to show in help texts."""
     return typer.Option("--seed", min=0, callback=_checked_seed, help=help_text)
 
 
@@ -49,15 +49,15 @@ TemperatureOption = Annotated[
 ]
 SystemPromptOption = Annotated[
     str | None,
-    typer.Option(help="Text of the system message. Default: that of the run that trained the policy."),
+    typer.Option(help="Text of the system message. Default: the system message of the policy's run."),
 ]
 TemplateArgumentOption = Annotated[
     list[str] | None,
     typer.Option(
         "--chat-template-kwarg",
         metavar="NAME=VALUE",
-        help="Argument of the chat template, such as enable_thinking=false; repeatable. Default: those "
-        "of the run that trained the policy.",
+        help="Argument of the chat template, such as enable_thinking=false; repeatable. Default: the "
+        "arguments of the policy's run.",
     ),
 ]
 TemplateDateOption = Annotated[

@@ -23,8 +23,8 @@ def report(
         bool,
         typer.Option(
             "--live",
-            help="Serve the page on this machine until Ctrl-C is pressed, and update it with new data of "
-            "the runs.",
+            help="Serve the page on this machine until Ctrl-C is pressed, and keep it up to date while the "
+            "runs continue.",
         ),
     ] = False,
     port: Annotated[
@@ -33,9 +33,9 @@ def report(
     ] = 0,
     debug: DebugOption = False,
 ) -> None:
-    """Write the report of a run: its curves, its episodes token by token, and the changes of its answers.
+    """Write the report of a run: its curves, its episodes token by token, and how its answers changed.
 
-    Several runs, or a directory written by `compare`, are shown with their curves in the same charts.
+    If there are several runs, or a directory written by `compare`, the charts show the curves of all runs.
     """
     with reported_failures("the report", debug=debug):
         from llm_reinforce.reports import live_report

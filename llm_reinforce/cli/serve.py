@@ -27,9 +27,7 @@ def serve(
     ] = "~/vllm/bin/python",
     run: Annotated[
         bool,
-        typer.Option(
-            "--run", help="Run the command in place of this process. Default: only print the command."
-        ),
+        typer.Option("--run", help="Start the server instead of printing the command."),
     ] = False,
     debug: DebugOption = False,
 ) -> None:

@@ -156,9 +156,9 @@ def _dry_run(recipe: "Config", directory: "RunDirectory", *, resume: bool, overw
     """Print a summary of the run and a few episodes.
 
     Raises:
-        InputError: if the run could not be started. Possible reasons are that a reward function fails, that
-            the settings differ from the settings of the run to resume, or that the output directory contains
-            files that must not be replaced.
+        InputError: if the run could not be started, for example because a reward function fails, because the
+            settings differ from those of the run to resume, or because the output directory contains files
+            not written by a run.
     """
     from llm_reinforce.training import ReinforceTrainer, check_same_run, with_recorded_date
 
@@ -180,7 +180,7 @@ def _dry_run(recipe: "Config", directory: "RunDirectory", *, resume: bool, overw
         console.print("no checkpoint was loaded, so the episodes are those of the initial policy")
     errors = [error for error in (preview.reward_error, preview.server_error) if error]
     if not (resume or overwrite) and (directory.path / "recipe.yaml").is_file():
-        resume = True  # nothing is written, so the directory may hold a run
+        resume = True  # a dry run writes nothing, so it is no error if the directory contains a run
         hint = "continue this run with --resume, replace it with --overwrite, or choose another output_dir"
         console.print(Text(f"{directory.path} contains a run; {hint}"), soft_wrap=True)
     try:

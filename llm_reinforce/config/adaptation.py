@@ -27,7 +27,7 @@ REPLACED: dict[KeyPath, tuple[KeyPath, ...]] = {  # for each setting, the settin
 }
 OPTIONAL_SECTIONS: tuple[KeyPath, ...] = (("reinforce", "clip"), ("reinforce", "value"))
 
-# the default schedule would change how the policy learns
+# settings that are never removed, because their defaults would change how the policy learns
 KEPT: tuple[KeyPath, ...] = (("training", "schedule"),)
 
 

@@ -1,4 +1,4 @@
-"""Settings for truncated episodes, for the KL divergence and the entropy, and for choosing problems."""
+"""Settings of the length penalty, the KL penalty, the entropy target and the curriculum."""
 
 from typing import Literal
 
@@ -6,7 +6,7 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from llm_reinforce.config.section import Count, Positive, Section, Text
 
-OBJECTIVE_CHANGES = "this changes the objective, because problems no longer count equally in it"
+OBJECTIVE_CHANGES = "this changes the objective, because it gives unequal weights to the problems"
 
 
 class LengthPenaltyConfig(Section):

@@ -26,7 +26,7 @@ class EvaluationConfig(Section):
         default=("greedy",),
         strict=False,
         min_length=1,
-        description="decoding modes, for each of which the accuracy is measured separately",
+        description="decoding modes; the accuracy is measured separately for each of them",
     )
     num_problems: Count | None = Field(
         default=None,

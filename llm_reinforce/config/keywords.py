@@ -60,7 +60,7 @@ OF_TRL = {  # arguments of TRL's trainers, and what to use instead in this toolk
 def config_from_keywords(
     base: Config | None, described: Mapping[str, Any], keywords: Mapping[str, Any]
 ) -> Config:
-    """Return a Config built from keyword arguments and from the settings that the keyword arguments override.
+    """Return a Config built from a base Config, from objects passed by the caller, and from keywords.
 
     A keyword argument has the name of a section, as in `training={"num_updates": 10}` or
     `training=TrainingConfig(…)`, or the name of a key in a section, as in `num_updates=10`. Keyword arguments
@@ -75,7 +75,7 @@ def config_from_keywords(
 
     Raises:
         InputError: if a keyword is unknown or ambiguous, or if a value is invalid. The message has one line
-            for each problem.
+            for each error.
     """
     data: dict[str, Any] = base.model_dump(mode="json", exclude_unset=True) if base is not None else {}
     changed = [(key, *path) for key, value in described.items() for path in _paths(_plain(value))]
@@ -109,9 +109,8 @@ def config_from_keywords(
 def sections_with(key: str) -> list[str]:
     """Return the names of the sections of a Config that have a key with this name.
 
-    If the section `policy` or `problems` has this key, the other sections are left out. For example,
-    `template=` sets `problems.template`. It does not set `evaluation.template`, because the default of that
-    setting is `problems.template`.
+    If the section `policy` or `problems` has this key, only this section is returned. For example,
+    `template=` sets `problems.template`, and not `evaluation.template`, whose default is `problems.template`.
     """
     found = [section for section, known in _keys_of_sections() if key == known]
     return [section for section in found if section in ("policy", "problems")] or found

@@ -11,8 +11,8 @@ from llm_reinforce.config.section import Count, Positive, Section, Text
 class RandomInitConfig(Section):
     """A policy that starts from random weights and has one token per character. All weights are trained.
 
-    In STEP 0 of the article "The Beauty of Reinforcement Learning (1)", the parameters are initialized at
-    random.
+    This is STEP 0 of the article "The Beauty of Reinforcement Learning (1)", which initializes the parameters
+    at random.
     """
 
     alphabet: str = Field(

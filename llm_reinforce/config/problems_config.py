@@ -19,21 +19,19 @@ class GenerateConfig(Section):
         default=("addition",),
         strict=False,
         min_length=1,
-        description="arithmetic operations, each of which occurs in an equal part of the problems; a chain "
-        "is an expression that contains both + and -",
+        description="arithmetic operations, each used for an equal share of the problems; a chain is an "
+        "expression that contains both + and -",
     )
     digits: tuple[NumDigits, ...] = Field(
         default=(2,),
         strict=False,
         min_length=1,
-        description="numbers of digits that operands can have; each number of digits occurs in an equal "
-        "part of the problems",
+        description="numbers of digits of the operands, each used for an equal share of the problems",
     )
     operands: tuple[Operand, Operand] | None = Field(
         default=None,
         strict=False,
-        description="smallest and largest operand, which can be set instead of `digits`; null: `digits` "
-        "is used",
+        description="smallest and largest operand, set instead of `digits`; null: `digits` is used",
     )
     held_out_operands: tuple[Operand, Operand] | None = Field(
         default=None,

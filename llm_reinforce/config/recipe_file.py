@@ -58,11 +58,10 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Args:
         path: a recipe file, a run directory, or the name of a built-in recipe.
         overrides: changes of the form `section.key=value`. Their values replace the values in the file. If
-            another setting of the file is not valid together with these values, the default of this other
-            setting is used, and a warning is issued.
+            they make another setting of the file invalid, its default is used, and a warning is issued.
 
     Raises:
-        InputError: if the recipe does not exist or is invalid. The message has one line for each problem.
+        InputError: if the recipe does not exist or is invalid. The message has one line for each error.
     """
     file = _find_recipe(path)
     try:
@@ -109,9 +108,9 @@ def _is_valid(document: Document) -> bool:
 def _follow_moved_run(data: dict[str, Any], folder: Path) -> None:
     """Correct the paths in the recipe of a run whose directory was moved after the run was started.
 
-    The recipe contains the path of the run's directory and the paths of files in this directory. The paths
-    may be relative to the directory in which the run was started. This function replaces them with
-    paths in `folder`, the directory in which the recipe was found.
+    The recipe contains the path of the run's directory and the paths of files in this directory. These paths
+    are replaced by paths in `folder`, the directory in which the recipe was found. The old paths may be
+    relative to the directory in which the run was started.
     """
     before = data.get("output_dir")
     if not isinstance(before, str):

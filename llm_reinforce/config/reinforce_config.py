@@ -37,8 +37,8 @@ class SamplingConfig(Section):
     )
     cuda_graphs: bool = Field(
         default=False,
-        description="replay the forward passes that sample the episodes as CUDA graphs; needs a GPU and a "
-        "model with a fast path",
+        description="replay the forward passes that sample the episodes as CUDA graphs; needs a GPU, and a "
+        "model that the toolkit's fast path supports, such as Llama or Qwen3",
     )
     server: ServerConfig | None = Field(
         default=None,
@@ -82,8 +82,8 @@ class ValueConfig(Section):
     )
     num_steps: Count = Field(
         default=8,
-        description="number of optimizer steps of the value network per update, taken after the update has "
-        "used the values of the network as its baseline",
+        description="number of optimizer steps of the value network per update; these steps come after the "
+        "values have been used as the baseline of the update",
     )
 
 
@@ -208,8 +208,8 @@ class ReinforceConfig(Section):
     refill: int = Field(
         default=0,
         ge=0,
-        description="problems whose episodes are all correct or all wrong are replaced by other problems, at "
-        f"most this many times per batch; {OBJECTIVE_CHANGES}",
+        description="maximum number of rounds per batch in which problems whose episodes are all correct or "
+        f"all wrong are replaced by other problems; {OBJECTIVE_CHANGES}",
     )
     curriculum: CurriculumConfig | None = Field(
         default=None,
@@ -230,8 +230,8 @@ class ReinforceConfig(Section):
     clip: ClipConfig | Literal[False] | None = Field(
         default=None,
         description="clip the probability ratios of the sampled actions; null: clip to the default bounds if "
-        "`updates_per_batch` is above 1, unless `importance` or `sampling.server` is set; false: never clip "
-        "and do not use the ratios, so all updates of a batch after the first are biased",
+        "`updates_per_batch` is above 1 and neither `importance` nor `sampling.server` is set; false: never "
+        "use the ratios, so that all updates of a batch except the first are biased",
     )
 
     @property
@@ -253,7 +253,7 @@ class ReinforceConfig(Section):
     def _set_derived_defaults(
         cls, data: Any, handler: ModelWrapValidatorHandler["ReinforceConfig"]
     ) -> "ReinforceConfig":
-        """Set the keys that `variant` determines, and the default `clip` of batches with several updates."""
+        """Set the keys that `variant` determines, and the default of `clip` for several updates per batch."""
         if not isinstance(data, Mapping):
             return handler(data)
         variant = VARIANTS.get(str(data.get("variant")), {})

@@ -56,7 +56,7 @@ class Section(_Model):
     descriptions of the keys are added to the docstring of the class.
 
     Raises:
-        InputError: if a key is unknown or a value is invalid. The message has one line for each problem.
+        InputError: if a key is unknown or a value is invalid. The message has one line for each error.
     """
 
     model_config = ConfigDict(

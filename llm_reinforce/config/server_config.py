@@ -21,8 +21,8 @@ class ServerConfig(Section):
     sync: Literal["auto", "disk", "adapter"] = Field(
         default="auto",
         description="how the server gets the new weights after an update; disk: from files with all weights; "
-        "adapter: from files with the LoRA adapter; auto: the method `adapter` if `policy.lora` is set, "
-        "otherwise the method `disk`, which is also used if the transfer of the adapter fails",
+        "adapter: from files with the LoRA adapter; auto: `adapter` if `policy.lora` is set, and `disk` "
+        "otherwise or if the transfer of the adapter fails",
     )
     sync_every: Count = Field(
         default=1,
@@ -31,9 +31,9 @@ class ServerConfig(Section):
     )
     directory: Text | None = Field(
         default=None,
-        description="directory to which the run writes the weights, and from which the server reads the "
-        "weights under the same path; each run uses a subdirectory of its own; null: output_dir followed by "
-        ".server, or a temporary directory if the run is not recorded",
+        description="directory to which the run writes the weights for the server; the server must be able "
+        "to read it under the same path; each run uses a subdirectory of its own; null: output_dir followed "
+        "by .server, or a temporary directory if the run has no output_dir",
     )
     timeout: Positive = Field(
         default=600.0, description="time, in seconds, that the trainer waits for the answer to a request"

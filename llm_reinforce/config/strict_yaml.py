@@ -122,9 +122,9 @@ class Document:
         return self.places.get(path, Place())
 
     def raise_problems(self) -> None:
-        """Raise an InputError if there are problems.
+        """Raise an InputError if errors were found.
 
-        The message has one line for each problem, in the order of the file. Problems of overrides come last.
+        The message has one line for each error, in the order of the file. Errors in overrides come last.
         """
         if self.problems:
             in_order = sorted(self.problems, key=lambda problem: problem.place)
@@ -192,7 +192,8 @@ def _mapping_of(
             message = f"a key should be text, not {shown_value(key)} (quote it)"
             document.problems.append(Problem(place, path, message))
         elif key in mapping:
-            message = f"given twice, first on line {document.places[(*path, key)].line}"
+            line = document.places[(*path, key)].line
+            message = f"given twice, first on line {line}; remove one of the two"
             document.problems.append(Problem(place, (*path, key), message))
         else:
             document.places[(*path, key)] = place
@@ -269,8 +270,8 @@ def validate(
     Args:
         model: the pydantic model.
         document: the document.
-        prepare: function that may change a document before it is validated. If keys are misspelled, the
-            function is also called for a copy of the document with corrected keys.
+        prepare: function that is called before the validation and may change the document. If keys are
+            misspelled, it is also called for a copy of the document with corrected keys.
 
     Raises:
         InputError: if the data is invalid, or if `document.problems` already contains errors. The message has
@@ -299,10 +300,11 @@ def validate(
 
 
 def _override_to_add(document: Document, path: KeyPath, model: type[BaseModel]) -> str:
-    """Return a hint to override a setting of the file that is invalid together with the given overrides.
+    """Return the end of an error message: how to override an invalid setting of the file, too.
 
-    The hint contains a valid value if the setting has a list of choices. The hint is "" if the setting itself
-    was overridden, if the setting is a section, or if there are no overrides.
+    The file may be valid without the given overrides, so a further override can fix the error. If the setting
+    has a list of choices, a valid choice is suggested. The result is "" if there are no overrides, if the
+    setting itself was overridden, or if it is a section.
     """
     place = document.places.get(path)
     own: Any = document.data
@@ -416,7 +418,7 @@ def _worded(error: ErrorDetails, schema: Schema) -> tuple[KeyPath, str]:
         path = _path_of_unknown(error["loc"], schema)
         return path, _unknown_key(path, schema)
     if kind == "missing":
-        return path, "missing; this key has no default"
+        return path, "missing; give a value, because there is no default"
     if kind == "value_error":
         return path, str(context["error"])
     if kind == "conflict":

@@ -55,15 +55,15 @@ class WarmStartConfig(Section):
     )
     epochs: Count | None = Field(
         default=None,
-        description="number of passes over the data or the training problems; null: the warm start has "
-        "`num_updates` updates, whose problems are drawn with replacement",
+        description="number of passes over the examples, which come from `data` or from the training "
+        "problems; null: the warm start has `num_updates` updates, whose examples are drawn with replacement",
     )
     num_updates: Count | None = Field(
         default=None,
         validate_default=True,
         description="number of supervised updates; null: the number follows from `epochs`",
     )
-    batch_size: Count = Field(default=64, description="number of problems per supervised update")
+    batch_size: Count = Field(default=64, description="number of examples per supervised update")
     learning_rate: Positive = Field(default=1e-3, description="peak learning rate of the supervised updates")
     num_warmup_updates: int = Field(
         default_factory=_default_num_warmup_updates,
@@ -83,7 +83,7 @@ class WarmStartConfig(Section):
         return num_updates
 
     def length(self, num_examples: int) -> int:
-        """Return the number of updates, given the number of demonstrations or problems."""
+        """Return the number of supervised updates, given the number of examples in the data."""
         return self.num_updates or -(-num_examples * (self.epochs or 1) // self.batch_size)
 
     @field_validator("num_warmup_updates")
@@ -123,7 +123,7 @@ class TrainingConfig(Section):
     master_weights: bool = Field(
         default=True,
         description="if the trained weights are in half precision, also keep them in float32, so that small "
-        "steps add up; no effect on weights in float32",
+        "steps are not lost by rounding; no effect on weights in float32",
     )
     weight_decay: float = Field(default=0.0, ge=0, description="weight decay of AdamW")
     betas: tuple[Beta, Beta] = Field(
@@ -141,15 +141,15 @@ class TrainingConfig(Section):
     )
     gradient_checkpointing: bool = Field(
         default=False,
-        description="keep only the inputs of each layer for the backward pass and recompute the rest, which "
-        "saves memory and takes more time",
+        description="keep only the inputs of each layer for the backward pass and recompute the other "
+        "activations, which saves memory and takes more time",
     )
     mixed_precision: Literal["no", "bf16", "fp16"] = Field(
         default="no", description="data type of the forward pass; `no`: the data type of the weights"
     )
     checkpoint_every: Count | None = Field(
         default=None,
-        description="number of updates between checkpoints; null: checkpoints are saved only after the warm "
+        description="number of updates between checkpoints; null: a checkpoint is saved only after the warm "
         "start, and when the run ends or is stopped",
     )
     num_checkpoints_kept: Count = Field(
@@ -162,9 +162,8 @@ class TrainingConfig(Section):
     )
     stop_at: Annotated[float, Field(gt=0, le=1)] | None = Field(
         default=None,
-        description="target of the held-out accuracy in the first decoding mode; the run stops after an "
-        "evaluation in which the lower limit of the accuracy's 95% interval reaches this "
-        "target; null: no target",
+        description="target of the held-out accuracy in the first decoding mode; the run stops when the "
+        "lower limit of the accuracy's 95% interval reaches this target in an evaluation; null: no target",
     )
     max_unscored_share: float = Field(
         default=0.5,

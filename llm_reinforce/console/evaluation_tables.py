@@ -67,10 +67,10 @@ def _shown(name: str, measure: "Measure") -> tuple[str, str]:
 
 
 def comparison_table(comparison: "Comparison") -> RenderableType:
-    """Return a line about the difference in accuracy, and a table of the reasons why answers changed.
+    """Return a line with the difference in accuracy, and a table of its parts, one per kind of failure.
 
-    The line contains the difference with its interval and its p-value. Reasons that apply to no answer are
-    omitted.
+    The line also contains the interval and the p-value of the difference. Kinds of failure without gained or
+    lost answers are omitted.
     """
     low, high = comparison.interval
     test = "McNemar" if comparison.test == "mcnemar" else "sign flips"

@@ -188,8 +188,7 @@ class _Frames(RenderHook):
         width = max(1, self._console.width)
         num_more = sum(max(0, -(-each // width) - 1) for each in self._widths)
         up_and_erase = ((ControlType.CURSOR_UP, 1), (ControlType.ERASE_IN_LINE, 2))
-        # the first renderable moves the cursor to the start of the last view, and the last renderable is the
-        # view
+        # the first renderable moves the cursor to the start of the last view; the last one is the new view
         first, *printed, view = renderables
         erase = Control(*(up_and_erase * num_more))
         return [

@@ -64,7 +64,7 @@ def wide_console() -> Console:
 
 
 def is_live(console: Console) -> bool:
-    """Return True if lines that the console has printed can be replaced.
+    """Return True if the console is live: lines that it has printed can be overwritten.
 
     A terminal is live, except for a dumb terminal, a pseudo-terminal of a CI job, and the pseudo-terminal of
     a notebook's `!command`. With the environment variable TTY_INTERACTIVE=1, these pseudo-terminals are live.

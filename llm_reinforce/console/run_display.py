@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from llm_reinforce.episodes import Episode
     from llm_reinforce.evaluation import Evaluation
 
-# PlainDisplay prints a line after every 5% of the updates, but at most one line in 2 s, and at least one in
-# 60 s
+# PlainDisplay prints a line after every 5% of the updates, but at most one line per 2 s. Slow runs get a line
+# after every update that ends at least 60 s after the last line.
 LINE_SHARE, LINE_SECONDS, MAX_SILENCE = 0.05, 2.0, 60.0
 # displays show the progress within an update or evaluation after 5 s, and PlainDisplay repeats it every 30 s
 LONG_SECONDS, REPEAT_SECONDS = 5.0, 30.0
@@ -44,10 +44,10 @@ class Display(Protocol):
     def restored(
         self, updates: Sequence[Mapping[str, Any]], evaluations: Sequence[Mapping[str, Any]]
     ) -> None:
-        """Take over the history of a resumed run: rows of `metrics.jsonl` and of `evaluations.jsonl`."""
+        """Load the history of a resumed run: the rows of `metrics.jsonl` and of `evaluations.jsonl`."""
 
     def working(self, sentence: str) -> None:
-        """Record the progress within the current update, for display if the update takes a long time."""
+        """Record the progress within the current update. It is shown if the update takes a long time."""
 
     def warm_start(self, num_updates: int, total: int, loss: float) -> None:
         """Show supervised update number `num_updates` of `total`, with its loss in nats per token."""

@@ -33,7 +33,7 @@ def named_values(rows: Mapping[str, str]) -> Table:
 def preview_table(config: "Config", preview: "Preview") -> Table:
     """Return a table that summarizes a run that has not been started.
 
-    The lines that a trainer shows when it is created, about the problems and the policy, are not repeated.
+    Problems and policy are omitted, because the trainer prints them when it is created.
     """
     shape, training = config.reinforce, config.training
     num_episodes = shape.problems_per_update * shape.episodes_per_problem

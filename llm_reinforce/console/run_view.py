@@ -83,7 +83,7 @@ class RunView:
             self._add_accuracy(row["data"], row["decoding"], made)
 
     def changed(self) -> None:
-        """Show the current state. A subclass need not override this method if a thread refreshes its view."""
+        """Called after each change of the state. Override it if no thread refreshes the view."""
 
     def working(self, sentence: str) -> None:
         self.work.sentence = sentence
@@ -160,7 +160,7 @@ class RunView:
         return lines[: height - 1]
 
     def _progress(self, width: int) -> list[Text]:
-        """Return a progress bar, and lines with the time and tokens that have been used and that remain."""
+        """Return a progress bar, and lines with the used and the remaining time and tokens."""
         pace = self.pace
         if pace is None:
             return [Text(fitted("before training", width), "cyan")]

@@ -57,7 +57,7 @@ def fitted(text: str, width: int) -> str:
 
 
 def _num_fitting(parts: Sequence[str], width: int, *, is_end: bool = False) -> int:
-    """Return the number of first parts (with `is_end`, of last parts) that fit into `width` columns.
+    """Return how many of the first parts (with `is_end`, of the last parts) fit into `width` columns.
 
     The joined parts are measured, because characters may be wider together than separately. For example, a
     variation selector makes the emoji before it wider.

@@ -129,10 +129,10 @@ def classifier_table(rows: "Sequence[ClassifierVariance]") -> RenderableType:
 
 
 def length_table(claim: "LengthClaim") -> RenderableType:
-    """Return the tables of the claim that variance grows with the length of an episode.
+    """Return tables that show how variance grows with the length of an episode.
 
     The first table shows the variance of coin tosses. The other tables show the gradient variance, with a row
-    per episode length. There is one table for each time at which rewards can be given.
+    per episode length. Each of them is for a different timing of the rewards, such as after each step.
     """
     return Group(_coins_table(claim.coins), Text(""), _lengths_table(claim.lengths))
 

@@ -42,16 +42,15 @@ def save_checkpoint(
     reference: Mapping[str, Tensor] | None = None,
     best: int | None = None,
 ) -> Path:
-    """Write a checkpoint atomically, and remove all checkpoints except the newest `keep` and the best one.
+    """Write a checkpoint, and remove all checkpoints except the newest `keep` and the best one.
 
     The directory of the checkpoint is `root/update-NNNNNN`, where NNNNNN is the number of updates.
 
-    If the run was resumed from this update, the directory already contains an intact checkpoint. This
-    checkpoint is replaced only if the train state has changed since it was saved, for example by a pending
-    evaluation.
+    If the run was resumed from this update, the directory already contains an intact checkpoint. It is
+    replaced only if the train state has changed, for example because a pending evaluation was made.
 
-    Checkpoints of later updates exist only if they were damaged when the run was resumed. They are removed
-    when a checkpoint is written.
+    If damaged checkpoints were skipped when the run was resumed, there are checkpoints of later updates.
+    These are removed when a checkpoint is written.
 
     Args:
         root: directory of the run's checkpoints.
@@ -63,8 +62,8 @@ def save_checkpoint(
         keep: number of checkpoints to keep.
         scaler: gradient scaler of fp16 training; None if gradients are not scaled.
         value_head: tensors of the value head and its optimizer. None: the run has no value head.
-        reference: weights of the reference policy that differ from those of `model`. None: the run has no
-            reference policy, or the reference policy is another model.
+        reference: trainable weights of a reference policy that is an earlier policy of the run. None: the run
+            has no reference policy, or the reference policy is another model.
         best: number of updates of a checkpoint that is also kept. None: only the newest checkpoints are kept.
 
     Returns:
@@ -145,8 +144,7 @@ def load_checkpoint(
     If the parameters of the optimizer are sharded, each process loads its part of the optimizer's state.
 
     The optimizer gets the learning rates that are saved in the checkpoint. If the run is resumed with a
-    larger number of updates, the schedule gives other learning rates. In this case, the caller has to call
-    `set_learning_rates`.
+    larger number of updates, these rates are outdated, and the caller has to call `set_learning_rates`.
 
     Raises:
         InputError: if names or shapes of the model's weights differ from those in the checkpoint.

@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-# environment variables that set the number of threads, and how long threads without work keep a core busy
+# environment variables that set the number of threads, and how long waiting threads spin before they sleep
 THREAD_SETTINGS = (
     "OMP_NUM_THREADS",
     "MKL_NUM_THREADS",
@@ -37,7 +37,7 @@ DECIDES_BITS = (
     "rewards",
 )
 """Entries that have to be equal for bit-identical results, apart from the settings in `recipe.yaml`."""
-# source texts, whose digests are compared instead, and paths, because files may be moved
+# source code of reward functions, whose digest is compared instead, and paths, because files may be moved
 NOT_COMPARED = ("source", "file")
 
 Entries = dict[str, Any]
@@ -113,9 +113,8 @@ def changed_by(before: Mapping[str, Any], differing: Mapping[str, Any]) -> Entri
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Return the differences that may change the results of a resumed run.
 
-    An example of a difference is "versions.torch (now 2.8.0, previously 2.7.1)".
-
-    Entries that `before` does not have are left out, because earlier versions of the toolkit recorded less.
+    An example of a difference is "versions.torch (now 2.8.0, previously 2.7.1)". Entries that are missing in
+    `before` are ignored, because earlier versions of the toolkit did not record them.
 
     Args:
         before: environment of the run's latest process.

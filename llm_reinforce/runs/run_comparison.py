@@ -47,8 +47,8 @@ def compare_evaluations_of_run(
 ) -> dict[str, dict[Criterion, Comparison]]:
     """Compare the first and the last evaluation of each decoding ("greedy" or "sampled").
 
-    A decoding is omitted if it has only one evaluation, or if the two evaluations have different problems.
-    The problems differ if the held-out problems were changed before the run was resumed.
+    A decoding is omitted if it has only one evaluation, or if the two evaluations have different problems,
+    which happens if the held-out problems were changed before the run was resumed.
 
     Args:
         evaluations: evaluations by decoding and by the number of updates made before the evaluation.

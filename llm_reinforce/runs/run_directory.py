@@ -68,9 +68,9 @@ class RunDirectory:
         return self.path / "policy"
 
     def check(self, *, resume: bool, overwrite: bool) -> None:
-        """Check that `prepare` can succeed, without changing any file.
+        """Check that `prepare` would succeed, without changing any file.
 
-        The check is fast, so it can be made before a model is loaded.
+        The check is fast, so that errors can be reported before a model is loaded.
 
         Args:
             resume: the run in the directory will be continued.
@@ -206,7 +206,7 @@ class RunDirectory:
         return rows
 
     def has_logs_of(self, num_updates: int) -> bool:
-        """Return True if the logs have lines of this update and of no later update."""
+        """Return True if the logs end with this update, so that a checkpoint of this update fits them."""
         logs = [rows for name in LOGS[:2] if (rows := self.rows(name))]
         return all(rows[-1].get("update") == num_updates for rows in logs) if logs else num_updates == 0
 

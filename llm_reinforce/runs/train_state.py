@@ -26,7 +26,8 @@ class TrainState:
 
     A checkpoint contains this state, the trained weights (with `lora`, those of the adapter), and the states
     of the optimizer, the schedule and the fp16 scaler. With `baseline: value`, it also contains the weights
-    of the value head and the moments of its optimizer. Nothing else is needed to resume a run:
+    of the value head and the moments of its optimizer. With `kl`, it also contains the weights of a reference
+    policy that is an earlier policy of the run. Nothing else is needed to resume a run:
 
     - All random generators (of the sampler, Python, NumPy and torch) are seeded for each update with a number
       that depends on the seed of the run and `num_updates`.
@@ -53,9 +54,8 @@ class TrainState:
             before the first update, or without a target.
         pass_counts: with `curriculum`, a mapping from the index of each problem that has been sampled to the
             discounted numbers of its correct episodes and of all its episodes.
-        pending_evaluations: decodings of the evaluation after the latest update that have not been measured,
-            because the run was stopped before or during the evaluation. A resumed run measures these
-            decodings first.
+        pending_evaluations: decodings ("greedy" or "sampled") whose evaluation is due but was not completed,
+            because the run was stopped. A resumed run first completes these evaluations.
         seconds: duration of the run up to this state, including the time before the run was resumed. The
             duration is ignored when two states are compared.
     """

@@ -100,8 +100,8 @@ def test_scalars_follow_yaml_1_2(tmp_path: Path) -> None:
         ("sampling:", "x.yaml:8: sampling: should be a mapping, not null"),
         ("sampling: [1]", "x.yaml:8: sampling: should be a mapping, not a list of 1 item"),
         ("sampling: 5", "x.yaml:8: sampling: should be a mapping, not 5"),
-        ("  betas: [0.9]", "x.yaml:8: training.betas.1: missing; this key has no default"),
-        ("seed: 1\nseed: 2", "x.yaml:9: seed: given twice, first on line 8"),
+        ("  betas: [0.9]", "x.yaml:8: training.betas.1: missing; give a value, because there is no default"),
+        ("seed: 1\nseed: 2", "x.yaml:9: seed: given twice, first on line 8; remove one of the two"),
         ("5: 1", "x.yaml:8: a key should be text, not 5 (quote it)"),
         (
             "reinforce:\n  denominator: 0",
@@ -150,7 +150,9 @@ def test_error_for_missing_key_names_its_section(tmp_path: Path) -> None:
     (message,) = complaints(tmp_path, text)
     assert "training.warm_start.num_updates: num_updates and epochs are both missing" in message
     messages = complaints(tmp_path, "seed: 1\n")
-    assert messages == [f"x.yaml: {key}: missing; this key has no default" for key in ("policy", "problems")]
+    assert messages == [
+        f"x.yaml: {key}: missing; give a value, because there is no default" for key in ("policy", "problems")
+    ]
 
 
 def test_default_learning_rate_depends_on_the_policy(tmp_path: Path) -> None:
@@ -378,7 +380,7 @@ def test_overrides_set_keys_list_items_and_missing_sections(tmp_path: Path) -> N
         ("sampling.wibble=1", ("--set sampling.wibble=1: sampling.wibble: unknown key; known keys: "
          "max_new_tokens, temperature, batch_size, cuda_graphs, server")),
         ("sampling={batch_size: 1, batch_size: 2}", ("--set sampling={batch_size: 1, batch_size: 2}: "
-         "sampling.batch_size: given twice, first on line 1")),
+         "sampling.batch_size: given twice, first on line 1; remove one of the two")),
     ],
 )  # fmt: skip
 def test_error_names_the_invalid_override(tmp_path: Path, override: str, complaint: str) -> None:

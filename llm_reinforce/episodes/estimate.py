@@ -149,7 +149,7 @@ def _baseline_arguments(
 def _rewards(
     batch: EpisodeBatch, settings: ReinforceConfig, scored: Bool[Tensor, " episode"]
 ) -> Float[Tensor, "episode token"]:
-    """Return the reward r_{t+1} of every action, including the penalty on the KL divergence (estimator k1).
+    """Return the reward r_{t+1} of every action, minus the KL penalty if the settings use estimator k1.
 
     Raises:
         ValueError: if the penalty needs log-probabilities of a reference policy, and the batch has none.

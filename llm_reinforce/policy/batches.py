@@ -1,8 +1,8 @@
 """Batches of sequences that are being sampled, with the model's cache of keys and values.
 
 `SlotBatch` is for Llama-like models. Its cache is allocated in advance, and rows of ended sequences are
-reused for new sequences. `SeparateBatches` is for models that compute other logits for a sequence if a batch
-is padded or has further sequences. `WholeBatch` is for all other causal models of transformers.
+reused for new sequences. `SeparateBatches` is for models whose logits for a sequence change if the batch is
+padded or contains other sequences. `WholeBatch` is for all other causal models of transformers.
 """
 
 import copy
@@ -83,7 +83,8 @@ class WholeBatch:
         self.attention_mask, self.lengths = states.mask, states.mask.sum(dim=1)
         logits = self._forward(states.token_ids, states.positions)
         if self.is_padded:
-            # otherwise, transformers reads the mask in each step to see if it is needed, and waits for a GPU
+            # without this attribute, transformers checks in each step if the mask can be omitted, and this
+            # check waits for a GPU
             for layer in getattr(self.cache, "layers", ()):
                 layer.is_compileable = True
         self.keep(selected)
@@ -151,7 +152,7 @@ class SeparateBatches:
     def __init__(self, model: nn.Module, pad_token_id: int, *, single_rows: bool) -> None:
         self.model, self.pad_token_id, self.single_rows = model, pad_token_id, single_rows
         self.parts: list[tuple[WholeBatch, list[int]]] = []  # each batch with its rows
-        # tensors with the rows of each batch, and with the place of each row in the concatenated batches
+        # `rows` has one tensor per batch; `places` has the position of each row in the concatenated batches
         self.rows, self.places = [torch.empty(0)], torch.empty(0)
 
     def fill(
@@ -211,7 +212,10 @@ class SeparateBatches:
         self._refresh_rows()
 
     def _refresh_rows(self) -> None:
-        """Recompute `rows` and `places`. `step` does not do this, because a copy to a GPU must wait."""
+        """Recompute `rows` and `places` after `parts` has changed.
+
+        They are kept between steps, because copying indices to a GPU would make each step wait.
+        """
         parts, device = [part for _, part in self.parts], next(self.model.parameters()).device
         self.rows = [integers(part, device) for part in parts]
         self.places = integers(restored_order(parts), device)

@@ -11,7 +11,8 @@ from typing import Any
 from llm_reinforce.errors import InputError, nearest
 
 PROBE, REPLY = "What is 2731 + 8465?", "The sum is 11196"
-"""Trial texts of a user and of an assistant, which no chat template contains."""
+"""Trial messages of a user and of an assistant. No chat template contains these texts, so they occur in a
+rendered chat only if the template keeps the messages."""
 
 _DATE_FUNCTION = "strftime_now"
 _DIRECTIVES = "aAbBcdfGHIjmMpSuUVwWxXyYzZ"
@@ -23,7 +24,7 @@ _LIKE_A_TAG = re.compile(r"<[^\s<>]+>|\[[^\s\[\]]+\]")
 class ChatSettings:
     """Settings of a chat template.
 
-    If a setting is None, the setting of the run that trained the policy is used, or, without such a run, the
+    A setting that is None is left unchanged: a loaded policy keeps its setting, and a new policy gets the
     default.
 
     Attributes:
@@ -90,10 +91,10 @@ def default_template(tokenizer: Any) -> str:
 
 @lru_cache(maxsize=16)
 def _with_fixed_date(template: str, date: datetime.date) -> str:
-    """Return the template with a fixed current date and time: midnight of `date`.
+    """Return a copy of the template in which the current time is always midnight of `date`.
 
-    transformers provides the function `strftime_now` to templates. In the result, a macro of the same name
-    replaces this function.
+    Templates get the current time from the function `strftime_now` of transformers. The copy defines a macro
+    of the same name, which replaces this function.
     """
     replacements = {f"%{letter}": date.strftime(f"%{letter}") for letter in _DIRECTIVES}
     replacements |= {f"%-{letter}": date.strftime(f"%{letter}").lstrip("0") or "0" for letter in _NUMERIC}

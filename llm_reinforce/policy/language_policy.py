@@ -74,8 +74,8 @@ class LanguagePolicy:
         begins with the BOS token and the tokenizer adds another BOS token, one of the two is removed.
 
         Raises:
-            InputError: if the prompt has no tokens, ends in an end token or has a character that the
-                tokenizer cannot encode, or under the conditions listed for `render_prompt`.
+            InputError: if the prompt has no tokens, ends in an end token, or contains a character that the
+                tokenizer cannot encode. `render_prompt` lists further conditions.
         """
         return self.encode_prompts([prompt])[0]
 
@@ -99,14 +99,14 @@ class LanguagePolicy:
         return [tuple(token_ids) for token_ids in encoded]
 
     def render_prompt(self, prompt: Prompt) -> str:
-        """Return the text of a prompt in the chat template, or the prompt itself without a chat template.
+        """Return the prompt as text, in the chat template if the policy uses one.
 
         A text becomes a single message of the user. The messages of a chat are used unchanged. If a
         `system_prompt` is set and there is no system message, the system prompt becomes the first message.
 
         Raises:
-            InputError: if the chat template raises an error, or drops or changes a message, or if the prompt
-                is a chat of several messages and the policy has no chat template.
+            InputError: if the chat template raises an error, drops a message or changes a message. Without a
+                chat template: if the prompt is a chat of several messages.
         """
         chat = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
         if not self.uses_chat_template:
@@ -165,7 +165,7 @@ class LanguagePolicy:
         return [self._visible_text([token_id]) for token_id in token_ids]
 
     def completion_text(self, prompt: TokenIds, token_ids: Sequence[int]) -> str:
-        """Return the text of the actions of a completion, without a final end token; see `decode`.
+        """Return the text of a completion, without a final end token; see `decode`.
 
         If the prompt ends in an open reasoning block, such as `<think>`, the text starts with this part of
         the prompt. The verifier and reward functions then know that the completion begins with reasoning.
@@ -197,9 +197,9 @@ class LanguagePolicy:
 
     @cached_property
     def _end_tags(self) -> dict[int, str]:
-        """The end tokens that are special or added tokens, with their texts.
+        """Texts of the end tokens that are special or added tokens, by token id.
 
-        An end token that is ordinary text, such as a newline, may also be the end of a prompt.
+        End tokens that are ordinary text, such as a newline, are left out, because prompts may end with them.
         """
         special = {*self.tokenizer.all_special_ids, *self.tokenizer.added_tokens_decoder}
         return {
@@ -209,7 +209,7 @@ class LanguagePolicy:
         }
 
     def opened_reasoning(self, prompt: TokenIds) -> str:
-        """Return the part of a prompt that begins with the tag of an open reasoning block.
+        """Return the end of a prompt, from the tag of an open reasoning block to the last token.
 
         The result is empty if the prompt does not end in an open reasoning block.
         """
@@ -230,7 +230,9 @@ class LanguagePolicy:
         return opened if in_own_message or is_reasoning_tag(opened.strip()) else ""
 
     def _check_is_open(self, text: str, token_ids: Sequence[int]) -> None:
-        """Check that a prompt does not end in an end token, because no completion should follow an end token.
+        """Check that a prompt does not end in an end token.
+
+        Models are not trained to continue a text after an end token.
 
         Raises:
             InputError: if the prompt ends in an end token.

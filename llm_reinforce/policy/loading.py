@@ -66,10 +66,10 @@ def load_policy(
         device: device of the model.
 
     Raises:
-        InputError: if no model is found, if bitsandbytes is needed and not installed, if the model is not a
-            causal language model, if the model's cache contains more than keys and values, if settings of a
-            chat template are given although there is no chat template, or if the chat template drops or
-            changes the user's message.
+        InputError: if no model is found, if bitsandbytes is needed but not installed, or if the model is not
+            supported. Supported models are causal language models whose cache contains only keys and values.
+            Also if the chat template drops or changes the user's message, or if settings of a chat template
+            are given for a policy without one.
     """
     if (stopped := stopped_run(Path(name_or_path).expanduser())) is not None:
         config, checkpoint = stopped
@@ -271,8 +271,8 @@ def _with_adapter(model: Any, lora: AdapterConfig, seed: int) -> Any:
 
     if isinstance(model, PeftModel):
         raise InputError(
-            "policy.lora: this policy is already an adapter; remove this setting to continue the training of "
-            "the adapter"
+            "policy.lora: this policy already has an adapter; remove this setting to continue the training "
+            "of the adapter"
         )
     targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
     # libraries that load the adapter expect an int
@@ -304,13 +304,14 @@ def _as_policy(
 def _end_tokens(model: Any, tokenizer: Any, template: str) -> tuple[int, ...]:
     """Return the distinct end tokens of the model and the tokenizer.
 
-    A model that was created from a configuration has a default end token id, such as 2, which may be the id
-    of a digit. Therefore, if the tokenizer's end token is not an end token of the model, the result omits
-    each end token of the model that is ordinary text in the tokenizer.
+    A model that was created from a configuration has a default end token id, such as 2, which may be a digit
+    in the tokenizer. End tokens of the model are therefore omitted if they are ordinary text in the
+    tokenizer. All of them are kept if they include the tokenizer's end token, because they were then chosen
+    for this tokenizer.
 
     The first token of the result is the end token that `encode_completion` appends. If the chat template ends
     the messages of the assistant with a special token, this token comes first. (The generation settings of a
-    base model may not contain this token.) Otherwise, the end tokens of the model come first.
+    base model often lack this token.) Otherwise, the end tokens of the model come first.
     """
     ends = model.generation_config.eos_token_id if model.generation_config else None
     of_model = [end for end in (ends if isinstance(ends, list) else [ends]) if isinstance(end, int)]

@@ -42,9 +42,9 @@ def token_log_probs(
 ) -> ActionLogProbs:
     """Return the log-probability of each action: `log_probs[b, t]` = log π(a_t | prompt_b, a_0 … a_{t-1}; θ).
 
-    A prompt is computed once for all its completions. For a Llama-like model, prefixes that several
-    completions of a prompt share are also computed once. For any other model, identical completions of a
-    prompt are computed once.
+    For a Llama-like model, a prompt is computed once for all its completions, and a prefix that several of
+    these completions share is also computed once. For any other model, identical completions of a prompt are
+    computed once, and the prompt is computed once if the model allows it (see `Batching`).
 
     Args:
         model: the model of a policy.
@@ -101,7 +101,7 @@ def own_log_probs(
 
     The fast path for Llama-like models is not used. See `token_log_probs` for the arguments and the result.
     """
-    # a model with a fast path is causal, and its positions do not depend on other episodes
+    # models with a fast path need no trial: they are causal, and positions do not depend on other episodes
     is_packable = fast_model(model) is not None
     batching: Batching = "padded rows"
     if not is_packable:  # gradient checkpointing cannot recompute the cache of a shared prompt
@@ -127,7 +127,10 @@ def own_log_probs(
 
 
 def find_batching(model: nn.Module) -> Batching:
-    """Return the kind of batch that the forward pass of transformers supports; see `Batching`."""
+    """Return the fastest kind of batch that gives correct results without the fast path; see `Batching`.
+
+    The kind "shared prompts" is left out.
+    """
     if fast_model(model) is not None:
         return "padded rows"
     return scoring_batching(model, (), (), shares_prompts=False)
@@ -136,7 +139,7 @@ def find_batching(model: nn.Module) -> Batching:
 def rows_of_passes(
     model: nn.Module, prompts: Sequence[TokenIds], completions: Sequence[TokenIds]
 ) -> list[list[int]]:
-    """Divide episodes into parts, each of which a sharded model computes in one forward pass."""
+    """Return, for each forward pass of a sharded model, the rows of the episodes that it computes."""
     return rows_together(prompts, completions, scoring_batching(model, prompts, completions))
 
 
@@ -152,8 +155,8 @@ def action_features(
     """Return the model's last hidden state at the state s_t of each action, without gradient.
 
     The last hidden state is the input of the model's output layer (the head). `head(features)[b, t]` are the
-    logits of action a_t of episode b, before they are divided by the temperature, and before any operation
-    that the model applies to its logits, such as soft-capping.
+    logits that predict action a_t of episode b. They are not yet divided by the temperature. Operations that
+    the model applies to its logits, such as soft-capping, are not included.
 
     Args:
         model: the model of a policy.
@@ -193,7 +196,7 @@ def action_features(
 def _rows_at_once(
     prompts: Sequence[TokenIds], completions: Sequence[TokenIds], batching: Batching, max_tokens: int
 ) -> Iterator[list[int]]:
-    """Divide the rows into parts of at most `max_tokens` tokens, with padding, or of a single row."""
+    """Yield parts of the rows. A part has at most `max_tokens` tokens, with padding, or is a single row."""
     for together in rows_together(prompts, completions, batching):
         part: list[int] = []
         longest = 0

@@ -17,13 +17,13 @@ from llm_reinforce.policy.parity_check import fast_model
 from llm_reinforce.policy.quantization import num_elements
 from llm_reinforce.policy.sampling import sample_completions
 
-MAX_PROBED = 1024  # number of tokens of the completions in the trial forward pass
+MAX_PROBED = 1024  # maximum total number of tokens of the completions in the trial forward pass
 TEMPORARY = 3  # number of tensors with logits that exist at once, besides those kept for the backward pass
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryPerToken:
-    """Memory that a policy needs per token, in bytes, and sizes from which its temporary memory is computed.
+    """Memory that a policy needs per token, and sizes of its temporary tensors, in bytes.
 
     Attributes:
         cached: keys and values in the cache of the sampler, per token of a row.
@@ -75,7 +75,7 @@ def memory_per_token(
     Args:
         policy: the policy.
         prompt: prompt of typical length.
-        num_completions: number of completions of a prompt. If completions are long, fewer are computed.
+        num_completions: number of completions of a prompt. The trial uses fewer completions if they are long.
         max_new_tokens: number of tokens of a completion.
         with_entropies: compute entropies with gradient, as for an entropy bonus.
         is_sharded: True if updates are computed by a sharded copy of the model. A sharded copy has no fast

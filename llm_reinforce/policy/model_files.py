@@ -40,12 +40,12 @@ def resolve_location(name_or_path: str) -> str:
         if not any((policy_directory / name).is_file() for name in ("config.json", "adapter_config.json")):
             run = next((folder for folder in path.parents if (folder / "recipe.yaml").is_file()), None)
             hint = (
-                f"; to use the newest checkpoint of the run, give the directory of the run, {run}"
+                f"to use the newest checkpoint of the run, give the directory of the run, {run}"
                 if run
-                else ""
+                else "give the directory of a model, an adapter or a run"
             )
             raise InputError(
-                f"{path}: no model in this directory (no config.json, no adapter_config.json){hint}"
+                f"{path}: no model in this directory (no config.json, no adapter_config.json); {hint}"
             )
         # the path is made absolute, because an adapter stores the path of its base model
         return str(policy_directory.absolute())

@@ -1,4 +1,4 @@
-"""Before the fast path is used, compare it with the model's own forward pass.
+"""Check that the fast path gives the same results as the model's forward pass.
 
 The fast path does not call the model's forward pass. It would not notice a patched class, another version of
 transformers, or a setting that it does not know. Therefore, the results of the fast path and of the forward

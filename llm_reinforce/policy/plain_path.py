@@ -23,7 +23,7 @@ from llm_reinforce.policy.embedding import valid_pad_token
 from llm_reinforce.policy.language_policy import TokenIds, accepted_arguments, integers, pad_left, pad_right
 
 Batching = Literal["shared prompts", "padded rows", "equal lengths", "single rows"]
-"""Kind of the batches that a model computes, from the fastest to the slowest kind.
+"""How sequences are divided into batches. The kinds are listed from the fastest to the slowest.
 
 - shared prompts: a batch has all rows. Each distinct prompt is computed once, padded on the left.
 - padded rows: a batch has all rows. The rows are padded on the right when the log-probabilities of given
@@ -95,7 +95,7 @@ def recomputed_layers(model: nn.Module) -> Iterator[None]:
 
 
 def checkpointable_layers(model: nn.Module) -> list[nn.Module]:
-    """Return the layers of a model of transformers whose activations can be recomputed one by one.
+    """Return the layers of a model of transformers that support gradient checkpointing.
 
     Raises:
         InputError: if the model has no such layers.

@@ -32,9 +32,9 @@ def with_chat_settings(policy: LanguagePolicy, chat: ChatSettings) -> LanguagePo
     today's date is used. If the template prints no date, a given date is ignored.
 
     Raises:
-        InputError: if a system prompt or template arguments are given although the policy does not use a
-            chat template, if the template does not use an argument, if the template drops or changes a
-            message, if it renders a prompt differently each time, or if the date is not valid.
+        InputError: if the policy uses no chat template but a system prompt or template arguments are given.
+            With a chat template: if the template does not use an argument, drops or changes a message, or
+            renders a prompt differently each time, or if the date is not valid.
     """
     if not policy.uses_chat_template:
         for name in ("system_prompt", "chat_template_kwargs"):
@@ -81,7 +81,7 @@ def _as_date(date: datetime.date | str | None) -> datetime.date | None:
 
 
 def check_prompts(policy: LanguagePolicy, problems: Sequence[Problem]) -> list[str]:
-    """Check that different problems have different prompts, and return notes about the prompts.
+    """Check that the prompts do not all become the same tokens, and return notes about the prompts.
 
     Each prompt is also checked when it is encoded; see `LanguagePolicy.encode_prompt`.
 
@@ -91,9 +91,9 @@ def check_prompts(policy: LanguagePolicy, problems: Sequence[Problem]) -> list[s
             with each other.
 
     Returns:
-        sentences about tokens that are removed from the prompts, about problems with equal prompts, about
-        prompts that the tokenizer changes or that contain special tokens, about prompts that end in open
-        reasoning, and about messages that do not end in an end token.
+        notes of one sentence each. They concern different prompts that become the same tokens, prompts that
+        the tokenizer changes, special tokens in prompts, tokens that are removed from prompts, prompts that
+        end in open reasoning, and messages that do not end in an end token.
 
     Raises:
         InputError: if all prompts consist of the same tokens although their texts differ.
@@ -129,7 +129,7 @@ def check_prompts(policy: LanguagePolicy, problems: Sequence[Problem]) -> list[s
 
 
 def _texts(prompt: Prompt) -> list[str]:
-    """Return the text of a prompt, or the texts of its messages that are not by the assistant."""
+    """Return the text of a prompt, or the texts of all its messages except those of the assistant."""
     if isinstance(prompt, str):
         return [prompt]
     return [str(message["content"]) for message in prompt if message["role"] != "assistant"]
@@ -138,7 +138,7 @@ def _texts(prompt: Prompt) -> list[str]:
 def _notes_on_changed_texts(
     policy: LanguagePolicy, prompts: Sequence[Sequence[str]], encoded: Sequence[TokenIds]
 ) -> list[str]:
-    """Return a note about prompts that differ from the text of their tokens, if there are any.
+    """Return a note about prompts that change when they are encoded and decoded, if there are any.
 
     A tokenizer may read `3²` as `32`, drop a minus sign, or replace an unknown character. Tokenizers change
     white space in many ways, so white space is not compared.
@@ -169,8 +169,8 @@ def _notes_on_special_tokens(policy: LanguagePolicy, prompts: Sequence[Sequence[
     token = min(next(filter(None, found)))
     return [
         f"{sum(map(bool, found)):,} of {len(prompts):,} prompts contain special tokens, such as {token}, "
-        "although the chat template adds its own; if these prompts are already rendered, set "
-        "policy.use_chat_template: false"
+        "although the chat template adds the special tokens; if the template has already been applied to "
+        "these prompts, set policy.use_chat_template: false"
     ]
 
 

@@ -1,4 +1,4 @@
-"""Find out how a model has to be run so that the rows of a batch do not depend on each other.
+"""Find the fastest kind of batch in which a row's result does not depend on padding or on other rows.
 
 Once per model, the first row of a padded trial batch is compared with the same row computed alone. The
 comparison covers the log-probabilities of given actions, a gradient of these log-probabilities, and the
@@ -63,7 +63,8 @@ def scoring_batching(
     See `Batching` for the kinds. The result is not "shared prompts" if `shares_prompts` is False.
 
     Raises:
-        InputError: if the forward pass of the model needs more than token ids, or reads later tokens.
+        InputError: if the forward pass of the model needs more than token ids, or if the log-probability of
+            a token depends on later tokens.
     """
     lengths = [len(prompt) + len(completion) for prompt, completion in zip(prompts, completions, strict=True)]
     name = SCORING if shares_prompts else SCORING_WITHOUT_CACHE
@@ -287,7 +288,8 @@ def trial_of(
 ) -> Trial | None:
     """Return a trial with an episode for each prompt length, or None if the model is too small for a trial.
 
-    If `is_limited` is True, the model must have at least as many positions as the longest episode has tokens.
+    If `is_limited` is True, the result is also None if an episode would have more tokens than the model has
+    positions.
     """
     head = getattr(_inner(model), "get_output_embeddings", lambda: None)()
     sizes = [num_embeddings(model), getattr(head, "out_features", None)]
@@ -317,7 +319,7 @@ def scored(model: nn.Module, log_probs: Callable[[], Tensor]) -> Outcome:
     found = log_probs()
     if not found.requires_grad:
         return Outcome(found.detach(), found.new_zeros(1))
-    # different weights, because the gradient of a sum may vanish
+    # weighted with different numbers, because the gradient of an unweighted sum may be zero
     weights = torch.arange(1, len(found) + 1, dtype=found.dtype, device=found.device)
     gradients = torch.autograd.grad(found, parameters, weights, allow_unused=True, materialize_grads=True)
     return Outcome(found.detach(), torch.cat([gradient.flatten().float() for gradient in gradients]))

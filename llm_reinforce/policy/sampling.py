@@ -377,7 +377,10 @@ class Generation:
         self.num_steps += 1
 
     def draw_actions(self, temperature: float) -> None:
-        """Draw and record the actions. All tensors keep their shapes until the active slots change."""
+        """Draw and record the actions.
+
+        The shapes of tensors depend only on the number of active slots, so this method can be compiled.
+        """
         slots, column = self.active_slots, self.lengths[self.active_slots]
         uniforms = None
         if self.uniforms is not None:
@@ -451,7 +454,7 @@ class Generation:
         if self.shares_rows:
             self._fork()
         in_use = {self.rows[slot] for slot in self.active}
-        # rows are dropped only if they are many, because dropping rows copies the cache
+        # rows are dropped only if many are unused, because dropping rows copies the cache
         if may_shrink and len(in_use) <= 0.75 * self.num_rows:
             self.batch.keep(integers(sorted(in_use), self.active_slots.device))
             places = {row: place for place, row in enumerate(sorted(in_use))}

@@ -32,8 +32,8 @@ class ShardedModel:
         whole: the model to copy.
         device: device of the copy. If the model is still on the CPU, the copy is made on the CPU and moved to
             the device layer by layer.
-        layer_classes: names of the classes of layers. The weights of one layer are gathered at a time. Empty:
-            the classes that transformers does not split (`_no_split_modules`).
+        layer_classes: class names of modules, such as layers. The weights of one such module are gathered at
+            a time. Empty: the classes in the model's list `_no_split_modules`, which usually are its layers.
         reshard_after_forward: remove the gathered weights of a layer after its forward pass, and gather them
             again in the backward pass.
 
@@ -105,8 +105,8 @@ class ShardedModel:
     def training(self) -> Iterator[None]:
         """Free the memory of the whole model within the context, and refresh the model afterwards.
 
-        After an error that may have occurred in a single process, the whole model remains without weights,
-        because the other processes would not take part in gathering the weights.
+        After an error other than `RunStoppedError`, the whole model remains without weights. Such an error
+        may have occurred in this process only, and gathering the weights would wait for the other processes.
         """
         for weight in self.whole.parameters():
             weight.data = weight.data.new_empty(0)
@@ -163,8 +163,9 @@ def whole_tensor(tensor: Tensor) -> Tensor:
 def split_like(tensor: Tensor, parameter: Any) -> Tensor:
     """Divide a tensor among the processes in the same way as a parameter of the same shape.
 
-    The tensor must be equal in all processes. It is returned unchanged if the parameter is not sharded, or if
-    the tensor has another shape than the parameter, like the number of steps in the state of an optimizer.
+    The tensor must be equal in all processes. It is returned unchanged if the parameter is not sharded. A
+    tensor with another shape than the parameter is also returned unchanged; an example is the step count in
+    the state of an optimizer.
     """
     if not hasattr(parameter, "device_mesh") or tensor.shape != parameter.shape:
         return tensor
@@ -218,7 +219,7 @@ def _check_shared_weights(whole: nn.Module, sharded: nn.Module) -> None:
 def _layers(model: nn.Module, names: Sequence[str]) -> list[nn.Module]:
     """Return the modules of the named classes, inner modules before the modules that contain them.
 
-    If no names are given, these are the classes that transformers does not split.
+    If no names are given, the classes in `_no_split_modules` of the model are used.
 
     Raises:
         InputError: if the model has no module of a class in `names`.

@@ -14,11 +14,10 @@ from llm_reinforce.errors import InputError
 
 
 def stopped_run(path: Path) -> tuple[Config, Path] | None:
-    """If `path` is an unfinished run, return its settings and its newest intact checkpoint, and warn.
+    """Return the settings and the newest intact checkpoint of an unfinished run, and warn that it is used.
 
-    The warning says that the checkpoint is used. A run that has saved its policy and was then resumed for
-    further updates also counts as unfinished. The result is None if `path` is a run whose saved policy is
-    its latest usable state, or if `path` is not the directory of a run.
+    A run that has saved its policy and was then resumed for further updates also counts as unfinished. The
+    result is None if `path` is not the directory of a run, or if the saved policy of the run is up to date.
 
     Raises:
         InputError: if the run has neither a policy nor an intact checkpoint.

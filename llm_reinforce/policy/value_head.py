@@ -6,8 +6,8 @@
     fit_values(head, optimizer, features, returns, mask, num_steps=8)
     values = predict_values(head, other_features, other_mask)
 
-No gradient flows into the policy. The gradient of the policy is unbiased if the value head is fitted to the
-returns of a batch only after its predictions have been used as baseline for this batch.
+No gradient flows into the policy. To keep the policy gradient unbiased, predict the values of a batch before
+the value head is fitted to the returns of this batch.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""Text of token ids in which every token is visible."""
+"""Decode token ids so that every token is visible in the text."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -44,8 +44,8 @@ PROBE_TOKENS = 16  # maximum number of tokens of a completion that checks the we
 SERVER_METRICS = ("server/probe_difference", "server/sync_time", "server/num_batches_since_sync")
 ROUNDING, ROUNDING_IN_HALF = 1e-3, 0.05  # default tolerances in full and in half precision, in nats
 PARTLY = (
-    "the server does not have all of the trainer's weights; restart the server with `llm-reinforce serve`, "
-    "then resume the run. If the difference is due to rounding, increase sampling.server.tolerance"
+    "the server probably lacks some of the trainer's weights; restart the server with `llm-reinforce serve`, "
+    "then resume the run. If the difference is only due to rounding, increase sampling.server.tolerance"
 )
 
 
@@ -147,8 +147,8 @@ class SamplingServer:
     ) -> float:
         """Transfer the weights, and compare log-probabilities of the server with those of the trainer.
 
-        With `sync: auto`, all weights are transferred if the transfer of the adapter fails. From then on, the
-        server has a model into which the adapter is merged, so all further transfers are of all weights.
+        With `sync: auto`, all weights are transferred if the transfer of the adapter fails. The model of the
+        server then contains the merged adapter, so all later transfers also consist of all weights.
 
         Args:
             policy: the policy of the trainer.
@@ -262,9 +262,10 @@ class SamplingServer:
         """Return the mean absolute difference between log-probabilities of server and policy, in nats.
 
         The server samples a short completion of each prompt, and the policy computes the log-probabilities of
-        the sampled tokens. Sampling continues after an end token, because a policy may be certain about all
-        tokens before the end token. The log-probabilities of such tokens are similar for different weights.
-        The result is also large if the server has additional sampling settings, such as top-k.
+        the sampled tokens. Sampling continues after an end token, because a policy may be almost certain of
+        all tokens before it. Log-probabilities of such tokens are close to 0 for the old and the new weights,
+        so they would not show a failed transfer. The result is also large if the server has additional
+        sampling settings, such as top-k.
 
         Args:
             policy: the policy of the trainer.
@@ -424,5 +425,5 @@ def _temporary_directory(parent: str | None) -> tempfile.TemporaryDirectory[str]
 
 
 def _has_whole_weights(directory: Path) -> bool:
-    """Return True if the directory has all weights of a model, and not those of an adapter."""
+    """Return True if the directory has all weights of a model, rather than only an adapter."""
     return (directory / "config.json").exists()

@@ -1,9 +1,9 @@
 """A pool of worker processes that are started when needed and killed if they take too long.
 
 Questions and answers are lines of JSON, sent over a pair of pipes. The worker process runs `serve` from
-`service.py`. Each question has its own thread, which writes to and reads from the pipes. Therefore, the
-caller never waits longer than until the question's deadline. No signals are used, so questions can be sent
-from any thread.
+`service.py`. Each question has its own thread, which writes to and reads from the pipes. If a pipe blocks,
+only this thread waits, and the caller continues at the question's deadline. No signals are used, so questions
+can be sent from any thread.
 """
 
 import json

@@ -292,7 +292,7 @@ def test_target_modules_without_a_match_are_rejected(saved: Path, targets: Any) 
 
 def test_second_adapter_is_rejected(saved: Path, tmp_path: Path) -> None:
     load_policy(saved, lora=AdapterConfig(rank=2)).save(tmp_path)
-    with pytest.raises(InputError, match="already an adapter"):
+    with pytest.raises(InputError, match="already has an adapter"):
         load_policy(tmp_path, lora=AdapterConfig(rank=2))
 
 

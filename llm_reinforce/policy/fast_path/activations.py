@@ -34,7 +34,7 @@ class _KeptCompletion(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class KeptProducts:
-    """Kept activations of some prompts and completions.
+    """Stored outputs of linear layers for the tokens of some episodes, and log-probabilities of the actions.
 
     Attributes:
         indices: for each token, its index in the kept activations. The tensor is padded by `pad_to_multiple`.
@@ -123,7 +123,7 @@ class Activations:
         return results
 
     def end_pass(self) -> None:
-        """Add the tokens of a completed forward pass to `num_tokens`."""
+        """Add the tokens of a completed forward pass to `num_tokens`, and apply the limit `max_tokens`."""
         self.num_tokens += self._num_in_pass
         if self.num_tokens > self.max_tokens:
             self._products.clear()
@@ -191,7 +191,7 @@ class Activations:
             [*own, *[own[-1]] * (width - len(own))] for own in (self._prompts[prompt] for prompt in distinct)
         ]
         indices[prompts.slots[: prompts.num_prompts]] = integers(of_prompts, device)
-        # each action of a completion except the last is the last token of the state of the next action
+        # the state of every action except the first ends with the action before it, which is a tree token
         is_token = tree.states >= prompts.num_prompts
         places = tree.states[is_token] + (num_prompt_tokens - prompts.num_prompts)
         indices[places] = integers([*chain.from_iterable(one.indices for one in completions)], device)

@@ -161,7 +161,7 @@ class _SmallRows:
 
 
 class _SmallAttention(torch.autograd.Function):
-    """The equations of `Attention` as plain matrix products.
+    """Attention of short rows, computed with plain matrix products. See `Attention` for the equations.
 
     The derivatives are:
 

@@ -17,8 +17,8 @@ from llm_reinforce.policy.fast_path.packing import PackedPrompts
 from llm_reinforce.policy.language_policy import TokenIds, integers, pad_right
 
 BUNDLE_SIZE = 32
-"""Maximum number of tokens of a bundle (see `Bundles`). The maximum is raised to the length of the shortest
-prompt or to the largest number of tokens that a completion adds to the tree, if one of these is larger."""
+"""Maximum number of tokens of a bundle (see `Bundles`). Longer bundles are allowed up to the length of the
+shortest prompt, and up to the largest number of tokens that a completion adds to the tree."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class Bundles:
         prompt: for each bundle, the index of its prompt.
         slots: indices of the tokens of each bundle, padded with the last token of the bundle.
         places: for each token, its index in the flattened `slots`.
-        seen: for each bundle, the indices in the tree of the tokens to which the bundle's tokens attend: the
+        seen: for each bundle, the tokens of the tree to which its tokens attend, as indices. These are the
             ancestors of the bundle's first token, followed by the tokens of the bundle. The padding value is
             the total number of tokens of the tree.
         ends: for each token, the index of the next token in preorder that is not its descendant.
@@ -103,11 +103,11 @@ class Bundles:
 
 
 class _Run(NamedTuple):
-    """Description of a bundle.
+    """The beginning of a bundle. The bundle ends where the next one begins; see `Bundles`.
 
     Attributes:
         prompt: index of the prompt.
-        ancestors: indices of the ancestors of the bundle's first token in the tree.
+        ancestors: indices, in the tree, of the ancestors of the bundle's first token.
         start: index of the bundle's first token.
     """
 

@@ -69,9 +69,9 @@ def packable_model(model: nn.Module) -> Any:
 
 
 def _is_llama_like(model: Any) -> bool:
-    """Return True if the model is Llama-like.
+    """Return True if the model has a type in `FAMILIES`, a class of transformers, and a head `lm_head`.
 
-    The class of the model is not imported, because transformers may rename or move it.
+    The class itself is not compared, because transformers may rename or move it.
     """
     kind = getattr(getattr(model, "config", None), "model_type", None)
     return kind in FAMILIES and of_transformers(model) and hasattr(model, "lm_head")

@@ -1,6 +1,7 @@
 """Log-probabilities of given actions, computed with the packed forward pass.
 
-The causal shift of the fast path (the output at one token predicts the next token) is made in this module.
+The output at a token predicts the next token. This module therefore selects, for each action, the output at
+the token before the action.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Distinct prompts packed into one sequence of tokens, and the rows within which tokens attend."""
+"""Distinct prompts packed into one sequence of tokens, and their rows for `Attention`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

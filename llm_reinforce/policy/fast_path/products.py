@@ -161,7 +161,7 @@ def is_full_precision_on_cpu(inputs: Tensor) -> bool:
 
 
 def of_transformers(module: nn.Module) -> bool:
-    """Return True if the class of the module is defined in transformers, and not derived by a user."""
+    """Return True if the class of the module is defined in transformers, False for a user's subclass."""
     return type(module).__module__.startswith("transformers.models.")
 
 

@@ -21,7 +21,7 @@ from llm_reinforce.policy.fast_path.step_graph import StepGraph
 from llm_reinforce.policy.language_policy import TokenIds, integers
 
 MAX_PROMPT_TOKENS = 16384  # maximum number of prompt tokens computed at once
-ROOM = 32  # maximum number of spare columns that are added when the cache is allocated or grows
+ROOM = 32  # maximum number of spare columns when the cache is allocated or grows, without CUDA graphs
 
 
 class SlotBatch:
@@ -32,8 +32,8 @@ class SlotBatch:
         num_rows: initial number of rows.
         max_new_tokens: maximum number of tokens of a completion.
         activations: store for the activations. None: do not keep activations.
-        has_fixed_shapes: if True, actions attend to all columns of the cache. The shapes of the tensors then
-            stay the same until the cache grows or rows are dropped.
+        has_fixed_shapes: if True, attention is computed over all columns of the cache, and unused columns are
+            masked. The shapes of the tensors then stay the same until the cache grows or rows are dropped.
         cuda_graphs: if True, steps have fixed shapes and are replayed as CUDA graphs.
     """
 
@@ -50,7 +50,7 @@ class SlotBatch:
         cuda_graphs: bool = False,
     ) -> None:
         self.has_fixed_shapes, self.graph = has_fixed_shapes, StepGraph() if cuda_graphs else None
-        # a graph must be recorded again when the cache grows, so it has room for whole completions
+        # a graph must be recorded again when the cache grows, so the cache has room for whole completions
         self.room = max_new_tokens if cuda_graphs else min(max_new_tokens, ROOM)
         self.model, self.activations = model, activations
         weight = model.model.embed_tokens.weight
@@ -125,7 +125,7 @@ class SlotBatch:
 
         Args:
             actions: token id of each row's action.
-            width: number of columns of the cache to which the actions attend. None: all columns.
+            width: number of columns of the cache over which attention is computed. None: all columns.
             is_even: True if every row has exactly `width` tokens, including its new action. No mask is then
                 needed.
         """

@@ -12,7 +12,10 @@ from torch import Tensor
 
 
 class StepGraph:
-    """Function that is recorded as a CUDA graph, and replayed until a tensor changes its shape or place."""
+    """A function that is recorded as a CUDA graph and replayed.
+
+    It is recorded again after a tensor has changed its shape or its address in memory.
+    """
 
     def __init__(self) -> None:
         self.places: Sequence[object] = []
@@ -24,12 +27,12 @@ class StepGraph:
     ) -> Tensor:
         """Return the output of `function`, in memory that the next call may overwrite.
 
-        After a change of a shape or of a place in memory, the function is called once without a graph, so
-        that libraries can allocate their buffers. The second call records the graph.
+        The first call runs the function without a graph, so that libraries can allocate their buffers. The
+        second call records the graph. Both steps are repeated after a shape or an address has changed.
 
         Args:
-            function: the function, which is the same in all calls. It must not read numbers that change from
-                call to call, and must not wait for the GPU.
+            function: the function, which is the same in all calls. It must not wait for the GPU. It must not
+                use Python numbers that change between calls, because the graph repeats the recorded values.
             inputs: argument of the function.
             state: further tensors that the function reads or changes and that may be replaced between calls.
         """

@@ -17,7 +17,7 @@ baseline `value`, which has one value per token, is in `value_advantages.py`.
 | `value` | V(s_t) at each action, where V is learned from the previous updates | ∇J if λ = 1 |
 
 Here ∇J is the exact policy gradient, γ is the discount, and λ is the parameter of generalized advantage
-estimation. The factors (1 - 1/N) and (1 - 1/n) are exact for γ = 1.
+estimation. The factors (1 - 1/N) and (1 - 1/n) hold for γ = 1.
 
 Several functions have these arguments:
 
@@ -26,9 +26,8 @@ Several functions have these arguments:
   problem.
 - `scored`: False for an episode whose reward function failed. Such an episode is excluded from all means.
 
-If a mean has no episodes, the baseline is 0. The baselines `leave_one_out`, `optimal` and `greedy` are
-exceptions: if they cannot be computed for an episode, its own return is the baseline. The docstring of
-`leave_one_out` explains why.
+The mean over no episodes is 0. If `leave_one_out`, `optimal` or `greedy` cannot be computed for an episode,
+its baseline is not 0 but its own return. The docstring of `leave_one_out` explains why.
 """
 
 from dataclasses import dataclass
@@ -135,11 +134,11 @@ def leave_one_out(
 
     Source: Kool et al. 2019; Ahmadian et al. 2024 (RLOO).
 
-    The baseline of an episode that is alone in its group is its own return g_0, because a baseline of 0 would
-    weight the episode's actions by the full return. With γ = 1, the expected contribution of such an episode
-    to the gradient is then zero. If the only reward is the terminal reward, the contribution itself is zero.
-    With γ < 1, later actions of the episode have the advantage γ^t (g_t - g_0), so the gradient of a batch
-    with such an episode is biased.
+    An episode that is alone in its group cannot be compared with another episode, so it should not change
+    the policy. Its baseline is therefore its own return g_0. With γ = 1, the expected contribution of such
+    an episode to the gradient is then zero. If the only reward is the terminal reward, the contribution
+    itself is zero. With γ < 1, the later actions of the episode have the advantage γ^t (g_t - g_0), which
+    makes the gradient of the batch biased.
     """
     sums, counts = _group_sums(returns, groups, scored)
     others = (sums - returns) / (counts - 1).clamp(min=1)
@@ -201,10 +200,12 @@ def optimal(
 
     b* minimizes E‖Σ_t γ^t ∇log π(a_t | s_t) (g_t - b)‖² if the gradients ∇log π of different states are
     orthogonal. This is the case if the parameters of the policy are its logits. The expectation is then the
-    mean of Σ_t γ^{2t} ‖∇log π(a_t | s_t)‖² (g_t - b)² (Greensmith, Bartlett & Baxter 2004, but here with the
-    return of each action instead of the return of the episode). For other policies, b* is an approximation,
-    because the weights contain the norms of gradients with respect to the logits. If all other episodes of
-    the group have weight 0, or if there are no other episodes, the result is the baseline `leave_one_out`.
+    mean of Σ_t γ^{2t} ‖∇log π(a_t | s_t)‖² (g_t - b)². For other policies, b* is an approximation, because
+    the weights contain the norms of gradients with respect to the logits. If all other episodes of the group
+    have weight 0, or if there are no other episodes, the result is the baseline `leave_one_out`.
+
+    Source: Greensmith, Bartlett & Baxter 2004. They use the return of the episode instead of the return of
+    each action.
     """
     other_weights = _sums_of_others(weighted.weights, groups, scored)
     # b_i = Σ_{j ≠ i} w_j g_j / Σ_{j ≠ i} w_j

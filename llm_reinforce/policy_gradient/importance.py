@@ -12,8 +12,8 @@ advantage A_t as returned by `advantages` or `generalized_advantages` is replace
 
 Here T is the number of actions of the episode, and A_T = 0. λ is the parameter of generalized advantage
 estimation with the baseline `value`, and 1 for all other baselines. The table assumes that the weights have
-no limit, and that the expected gradient without weights is ∇J if the episodes are sampled from π itself. No
-gradient flows through the weights.
+no limit. It also assumes that the advantages A_t give the expected gradient ∇J for episodes sampled from π.
+No gradient flows through the weights.
 """
 
 from typing import Literal
@@ -92,7 +92,7 @@ def weighted_advantages(
     weights: Float[Tensor, "episode token"],
     gae_lambda: float = 1.0,
 ) -> Float[Tensor, "episode token"]:
-    """Return the advantages, multiplied by importance weights.
+    """Return the advantages, corrected by importance weights.
 
         sequence, token:  w_t A_t
         per_decision:     Σ_{k≥t} λ^{k-t} w_k (A_k - λ A_{k+1}),   A_T = 0
@@ -102,7 +102,7 @@ def weighted_advantages(
     that earned it. The baseline b(s_t) has the weight ρ_{0:t}. With λ = 1, the baseline of each later state
     occurs in a term γ^k b(s_k) (ρ_{0:k-1} - ρ_{0:k}), where k > t. These terms reduce the variance. The
     expectation of each term is zero, because the expectation of ρ_k is 1 in every state. If the only reward
-    is terminal and γ = 1, a constant baseline gives the advantages of `sequence`.
+    is terminal, γ = 1 and the baseline is constant, the result is the same as for `sequence`.
 
     Source: Precup, Sutton & Singh 2000; Jiang & Li 2016 (the terms of the baseline, called doubly robust).
 

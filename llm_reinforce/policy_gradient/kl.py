@@ -11,7 +11,8 @@ k1 and k3 differ:
 - If k3 is a term of the loss, the gradient of this term is ∇k3 = (1 - x) ∇log π(a_t | s_t). The expectation
   of ∇k3 under π is the gradient of KL(π_ref(·|s_t) ‖ π(·|s_t)), with the visited states held fixed.
 
-tests/policy_gradient/test_batches.py checks both gradients on an enumerated policy.
+tests/policy_gradient/test_batches.py checks both gradients on a policy so small that all of its episodes can
+be enumerated.
 
 Source: Schulman 2020, "Approximating KL Divergence".
 """
@@ -27,7 +28,7 @@ def kl_rewards(
     mask: Bool[Tensor, "episode token"],
     coefficient: float,
 ) -> Float[Tensor, "episode token"]:
-    """Return a reward for each action that penalizes the KL divergence; zero in padding.
+    """Return the KL penalty of each action as an additional reward; zero in padding.
 
     -coefficient · k1 = -coefficient · (log π(a_t | s_t) - log π_ref(a_t | s_t))
     """

@@ -1,4 +1,4 @@
-"""Changes of rewards before they are summed: a penalty on long episodes, and standardized rewards."""
+"""Reward shaping: a penalty on long episodes, and rewards standardized within the episodes of a problem."""
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -8,7 +8,7 @@ from torch import Tensor
 def length_penalties(
     lengths: Int[Tensor, " episode"], start: int, longest: int, penalty: float
 ) -> Float[Tensor, " episode"]:
-    """Return the penalty of each episode for its length.
+    """Return the length penalty of each episode, which is to be subtracted from its reward.
 
         penalty · clip((T - start) / (longest - start), 0, 1)
 

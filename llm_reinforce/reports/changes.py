@@ -1,4 +1,4 @@
-"""Problems that are solved more often, or less often, in the last evaluation of a run than in the first."""
+"""Problems that the policy solves more often, or less often, in the last evaluation than in the first."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,7 +29,9 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """Difference between the first and the last complete evaluation with one decoding mode.
+    """Differences between the first and the last evaluation with one decoding mode.
+
+    An evaluation is used only if its answers to all problems are recorded.
 
     Attributes:
         decoding: "greedy" or "sampled".
@@ -37,9 +39,9 @@ class Changes:
         last: number of updates before the last evaluation.
         num_gained: number of problems with a higher share of correct answers in the last evaluation.
         num_lost: number of problems with a lower share of correct answers in the last evaluation.
-        gained: some of the problems that `num_gained` counts.
-        lost: some of the problems that `num_lost` counts.
-        comparison: comparison of the two accuracies in `comparison.json`; empty if the run has not ended.
+        gained: the problems counted by `num_gained`, or the first `MAX_LISTED` of them.
+        lost: the problems counted by `num_lost`, or the first `MAX_LISTED` of them.
+        comparison: comparison of the two accuracies, from `comparison.json`; empty if the run has not ended.
     """
 
     decoding: str
@@ -53,7 +55,7 @@ class Changes:
 
 
 def changes_of(run: RecordedRun) -> list[Changes]:
-    """Return one `Changes` for each decoding mode with which a run made two or more complete evaluations."""
+    """Return one `Changes` for each decoding mode with at least two evaluations that can be compared."""
     evaluations: dict[str, dict[int, dict[int, Row]]] = {}
     for row in run.answers:
         if row.get("completions"):

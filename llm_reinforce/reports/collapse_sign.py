@@ -40,7 +40,7 @@ def collapse(
         rows: metrics of all updates so far.
         facts: settings of the run.
         window: number of updates over which the accuracy is averaged.
-        earlier: result of `best_accuracy`. None: this function calls `best_accuracy`.
+        earlier: result of `best_accuracy` for these rows. None: it is computed.
     """
     if len(rows) <= window:
         return None
@@ -82,8 +82,8 @@ def collapse(
 def best_accuracy(rows: Sequence[Row], facts: RunFacts, window: int) -> tuple[float, int]:
     """Return the highest accuracy before the last update, and the number of episodes that it was measured on.
 
-    The accuracy is averaged over `window` successive updates. In addition, the first update is considered
-    alone, because its episodes are those of the initial policy.
+    This is the highest mean over `window` successive updates, or the accuracy of the first update if it is
+    higher. The first update counts alone, because its episodes were sampled from the initial policy.
     """
     accuracies = [number(row, "accuracy") for row in rows]
     best, num_best = accuracies[0], facts.num_episodes
@@ -95,7 +95,7 @@ def best_accuracy(rows: Sequence[Row], facts: RunFacts, window: int) -> tuple[fl
 
 
 def has_collapsed(before: float, num_before: int, after: float, num_after: int) -> bool:
-    """Return True if an accuracy has at least halved, and chance alone does not explain the decrease.
+    """Return True if the accuracy has more than halved, and chance alone does not explain the decrease.
 
     Args:
         before: accuracy of the earlier episodes.

@@ -22,11 +22,11 @@ MUCH = 0.5
 def diagnose(run: str | PathLike[str] | RecordedRun) -> tuple[Finding, ...]:
     """Return the findings about a run, the most severe first. The tuple is empty if nothing is wrong.
 
-    The run may be in progress. A symptom is reported if it is visible in the last updates, or in half of the
-    updates. A symptom that another symptom explains is left out.
+    The run may be in progress. A symptom is reported if it is visible in the last updates, or in at least
+    half of all updates. A symptom that another symptom explains is left out.
 
     Args:
-        run: directory of a run.
+        run: directory of a run, or the result of `read_one_run`.
 
     Raises:
         InputError: if the directory contains no run, or more than one run.
@@ -44,7 +44,7 @@ def diagnose(run: str | PathLike[str] | RecordedRun) -> tuple[Finding, ...]:
 
 
 def facts_of(run: RecordedRun) -> RunFacts:
-    """Return the settings of a run that a diagnosis needs. Unreadable settings get default values."""
+    """Return the settings of a run that a diagnosis needs. Missing or invalid settings get default values."""
     settings = run.settings or {}
     reinforce, training = _mapping(settings.get("reinforce")), _mapping(settings.get("training"))
     counted = _mapping(_mapping(run.environment.get("data")).get("training")).get("num_problems")

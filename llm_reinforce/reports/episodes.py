@@ -68,9 +68,9 @@ def episodes_data(runs: Sequence[RecordedRun]) -> dict[str, Any]:
 
 
 def _thinned(episodes: Sequence[Row], max_bytes: int) -> set[int]:
-    """Return the numbers of selected updates, whose episodes take about `max_bytes` bytes at most.
+    """Select updates whose episodes take at most about `max_bytes` bytes, and return their numbers.
 
-    The selection contains the first update, the last update, and updates at equal distances between them.
+    These are the first update, the last update, and evenly spaced updates between them.
     """
     updates = sorted({row["update"] for row in episodes})
     size = sum(EPISODE_BYTES + TOKEN_BYTES * len(row.get("tokens") or []) for row in episodes)

@@ -9,9 +9,11 @@ from typing import Any
 from llm_reinforce.reports.finding import Finding, Row, RunFacts, finding, finite, span, updates_of
 from llm_reinforce.reports.recorded_run import RecordedRun
 
-GAP = 0.1  # smallest reported gap between the accuracies on training and on held-out problems
-CONFIDENCE = 0.999  # confidence level of the gap; it is high, so that false alarms are rare
-NEIGHBORS = 5  # number of batches whose episodes are compared with an evaluation
+# for `memorized`: the gap between the accuracies on training and on held-out problems is reported if the
+# lower end of its confidence interval is at least GAP; the high confidence level makes false alarms rare
+GAP = 0.1
+CONFIDENCE = 0.999
+NEIGHBORS = 5  # number of batches before an evaluation whose episodes are compared with the evaluation
 POWER, LEVEL = 0.8, 0.05  # power and significance level of a comparison
 # for `one_answer`: minimum share of the most frequent answer, and maximum share of the most frequent right
 # answer
@@ -111,7 +113,7 @@ def memorized(run: RecordedRun, facts: RunFacts) -> Finding | None:
             f"difference of the two accuracies: {100 * (training - held_out):.1f} points, 95% interval "
             f"[{100 * low:.1f}, {100 * high:.1f}], measured on {num_problems:,} training problems and "
             f"{num_held_out:,} held-out problems",
-            f"each training problem was used {_uses(run, facts):.1f} times",
+            f"each training problem was used {_uses(run, facts):.1f} times on average",
         ],
     )
 
@@ -183,10 +185,10 @@ def _uses(run: RecordedRun, facts: RunFacts) -> float:
 
 
 def _last_answers(run: RecordedRun, facts: RunFacts) -> tuple[list[tuple[Any, str]], str]:
-    """Return the policy's latest answers, and a phrase that says where the answers were given.
+    """Return the policy's latest answers, and a phrase that says where they come from.
 
-    Each answer is a pair (final answer of the policy, right answer). The answers are those of the last
-    evaluation or, if it has too few answers, those of the last episodes.
+    Each answer is a pair (final answer of the policy, right answer). The answers are from the last
+    evaluation. If fewer than `MIN_ANSWERS` of its answers are recorded, they are from the last episodes.
     """
     rows: Sequence[Row] = [row for row in run.answers if row.get("completions")]
     if rows:

@@ -31,7 +31,7 @@ SEVERITIES: dict[str, Severity] = {
     "reward_failures": "minor",
     "small_evaluation": "minor",
 }
-# for each kind of finding, the kinds that explain it; a finding that is explained is not reported
+# for each kind of finding, the kinds that make it redundant, so that it is not reported
 EXPLAINED_BY = {
     "no_reward": {"collapse"},
     "equal_rewards": {"no_reward", "collapse"},
@@ -54,8 +54,8 @@ class Finding:
 
     Attributes:
         kind: name of the symptom, such as "truncation".
-        severity: "severe" if the policy does not learn what it should, "moderate" if the symptom makes
-            learning worse, "minor" if the symptom limits what the run can show.
+        severity: "severe" if the policy cannot learn as intended, "moderate" if it learns less than it
+            could, "minor" for all other symptoms, such as an evaluation with too few problems.
         sentence: what is wrong, in a clause without a period.
         evidence: measured values, one clause each.
         advice: what to change, in a clause without a period.
@@ -84,9 +84,9 @@ class RunFacts:
 
     Attributes:
         num_problems: number of training problems; None if it is not known.
-        problems_per_update: number of problems per update or, with several updates per batch, per batch.
+        problems_per_update: number of problems per batch. By default, a batch is used for one update.
         episodes_per_problem: number of episodes of each problem.
-        num_updates: number of updates of the whole run or, with several updates per batch, of batches.
+        num_updates: planned number of batches of the whole run, which by default is the number of updates.
         num_warmup_updates: number of updates over which the learning rate rises.
         is_full_precision: True if the weights and the forward pass have 32 or more bits.
         updates_per_batch: number of updates per batch. Each row of metrics describes one batch.
@@ -134,9 +134,9 @@ def finding(
 
 
 def worst_first(findings: Sequence[Finding]) -> tuple[Finding, ...]:
-    """Return the findings, the most severe first, without findings that another finding explains.
+    """Return the findings, the most severe first, without those that another finding makes redundant.
 
-    Of several findings of the same kind, the last one is returned.
+    If there are several findings of one kind, only the last one is returned.
     """
     of_kind = {each.kind: each for each in findings}
     kept = [each for each in of_kind.values() if not EXPLAINED_BY.get(each.kind, set()) & of_kind.keys()]

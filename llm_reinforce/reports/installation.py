@@ -33,7 +33,7 @@ OPTIONAL: Mapping[str, str] = {
     "matplotlib": "plots (extra `plots`)",
     "reasoning_gym": "generated problems (extra `reasoning-gym`)",
 }
-LITTLE_SPACE = 2 * 2**30  # minimum free space in bytes, which is enough for a run of a small policy
+LITTLE_SPACE = 2 * 2**30  # minimum free space in bytes; a run of a small policy needs less
 SETTINGS = ("HF_HUB_OFFLINE", "HF_HOME", "LLM_REINFORCE_CACHE", "CUDA_VISIBLE_DEVICES", *THREAD_SETTINGS)
 
 
@@ -84,7 +84,8 @@ def _package(name: str) -> Check:
     try:
         return Check(name, metadata.version(name))
     except metadata.PackageNotFoundError:
-        return Check(name, "not installed", "failed", "install the package with `pip install -e .`")
+        advice = "install llm-reinforce and the packages that it needs with `pip install -e .`"
+        return Check(name, "not installed", "failed", advice)
 
 
 def _imported(name: str, version: str, module: str | None = None) -> Check:
@@ -140,7 +141,8 @@ def _directory(name: str, path: Path) -> Check:
             pass
         free = shutil.disk_usage(existing).free
     except OSError as error:
-        return Check(name, f"{where}, not writable: {error.strerror}", "failed", "choose another directory")
+        advice = "make the directory writable, or choose another directory"
+        return Check(name, f"{where}, not writable: {error.strerror}", "failed", advice)
     value = f"{where}, {_size(free)} free"
     if free < LITTLE_SPACE:
         return Check(name, value, "failed", f"free at least {_size(LITTLE_SPACE)}")

@@ -15,7 +15,7 @@ from llm_reinforce.reports.recorded_run import find_runs
 from llm_reinforce.runs.run_directory import LOGS
 
 LOOPBACK = "127.0.0.1"
-REFRESH_SECONDS = 5  # time between two requests in which the page asks for new data
+REFRESH_SECONDS = 5  # time between two requests of the page for new data
 
 
 @contextmanager
@@ -49,7 +49,7 @@ def live_report(*runs: str | PathLike[str], port: int = 0) -> Iterator[str]:
 
 
 def _version(paths: Sequence[Path]) -> str:
-    """Return a text that changes when a run has written something."""
+    """Return a string that changes whenever a run appends a line to one of its logs."""
     files = [run.path / name for run in find_runs(list(paths)) for name in LOGS]
     return " ".join(str(file.stat().st_size) for file in files if file.is_file())
 
@@ -62,7 +62,8 @@ def _handler(paths: Sequence[Path]) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             host = (self.headers.get("Host") or "").rpartition(":")[0]
-            if host not in (LOOPBACK, "localhost"):  # a foreign host name may resolve to this machine
+            # a web page of another host may send requests, if its host name resolves to this machine
+            if host not in (LOOPBACK, "localhost"):
                 self.send_error(HTTPStatus.FORBIDDEN)
             elif self.path == "/version":
                 self._send("text/plain", _version(paths).encode())

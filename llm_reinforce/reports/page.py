@@ -64,8 +64,7 @@ def render(summaries: Sequence[RunSummary], *, refresh_seconds: int | None = Non
 
     Args:
         summaries: the runs, at least one.
-        refresh_seconds: time between two requests in which the page asks for new data. None: the page makes
-            no requests.
+        refresh_seconds: time between two requests of the page for new data. None: the page makes no requests.
     """
     names = _names([run.path for run in summaries])
     runs = [read_run(summary, name) for summary, name in zip(summaries, names, strict=True)]
@@ -89,7 +88,7 @@ def render(summaries: Sequence[RunSummary], *, refresh_seconds: int | None = Non
 
 
 def _details(run: RecordedRun) -> dict[str, Any]:
-    """Return the parts of a run that the template shows as text."""
+    """Return the findings, metrics, settings and other values of a run that the template shows as text."""
     return {
         "name": run.name,
         "findings": diagnose(run),
@@ -102,9 +101,9 @@ def _details(run: RecordedRun) -> dict[str, Any]:
 
 
 def _without_private_entries(environment: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the environment without secrets, and without names of the machine and of its directories.
+    """Return the environment without secrets and without the names of the machine and of its directories.
 
-    Reports are attached to issues and sent by email.
+    These values must not become public when a report is attached to an issue or sent by email.
     """
     entries = {name: value for name, value in environment.items() if name not in PRIVATE_ENTRIES}
     match entries.get("command"):
@@ -145,7 +144,7 @@ def _flat(value: Any, path: str = "") -> list[tuple[str, str]]:
 def _content_security_policy(scripts: Sequence[str], *, is_live: bool) -> str:
     """Return a content security policy that allows only the given scripts and forbids loading any file.
 
-    Therefore, no script in the text of a completion can run, even if the text became part of the HTML. If
+    A script in the text of a completion therefore cannot run, even if a bug left the text unescaped. If
     `is_live` is True, the page may request data from its own server.
     """
     digests = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts]

@@ -26,15 +26,15 @@ class RecordedRun:
 
     Attributes:
         name: short name that distinguishes the run from the other runs of a report.
-        variant: name of the settings that the run shares with runs of other seeds. All runs of a variant have
-            curves of the same color.
+        variant: for a run of `compare`, the name of its variant, which it shares with the runs that differ
+            only in the seed. For any other run, `name`. The curves of a variant have one color.
         summary: state and progress of the run.
         settings: content of `recipe.yaml`; None if it cannot be read.
         environment: content of `environment.json`.
         metrics: rows of `metrics.jsonl`.
         evaluations: rows of `evaluations.jsonl`.
         answers: rows of `answers.jsonl`.
-        episodes: rows of `episodes.jsonl`. From a large file, only the episodes of updates at equal distances
+        episodes: rows of `episodes.jsonl`. If the file is large, only the episodes of evenly spaced updates
             are read.
         num_episode_updates: number of updates in `episodes.jsonl`.
         comparison: content of `comparison.json`; empty if the run has not ended.
@@ -105,9 +105,9 @@ def _rows(directory: RunDirectory, name: str) -> list[Row]:
 
 
 def _episodes(file: Path) -> tuple[list[Row], int]:
-    """Return episodes of about `MAX_BYTES` bytes at most, and the number of updates in the whole file.
+    """Return episodes of at most about `MAX_BYTES` bytes, and the number of updates in the whole file.
 
-    If the file is larger, only updates at equal distances and the last update are returned.
+    If the file is larger, only the episodes of evenly spaced updates and of the last update are returned.
     """
     if not file.is_file():
         return [], 0

@@ -1,4 +1,4 @@
-"""Text of prompts, completions and names, made harmless and short enough to be shown on a page."""
+"""Prepare texts for a page: shorten long texts, escape control characters, and hide secret settings."""
 
 import re
 from collections.abc import Mapping
@@ -14,11 +14,10 @@ _PLAIN_OR_NOT = re.compile(r"([\n\t])")
 
 
 def shown(text: object, max_characters: int = MAX_TEXT) -> str:
-    r"""Return a text without characters that a browser would interpret, cut in the middle if it is long.
+    r"""Return a text with control characters written as escapes, and without its middle if it is long.
 
     Line breaks and tabs are kept. Other control characters, marks that change the writing direction, and
-    halves of surrogate pairs are written as escapes, such as `\x1b`. HTML is not escaped here, but in the
-    template of the page.
+    halves of surrogate pairs are written as escapes, such as `\x1b`. The template of the page escapes HTML.
     """
     whole = str(text)
     if len(whole) > max_characters:
@@ -32,7 +31,7 @@ def shown(text: object, max_characters: int = MAX_TEXT) -> str:
 def without_secret_entries(value: Any) -> Any:
     """Return nested JSON values, with "(hidden)" for the values of keys such as `api_key`.
 
-    All other texts are shortened and cleaned by `shown`.
+    All other texts are passed through `shown`.
     """
     if isinstance(value, dict):
         return {
@@ -47,7 +46,7 @@ def without_secret_entries(value: Any) -> Any:
 def shown_settings(settings: Mapping[str, Any] | None) -> str:
     """Return settings as YAML, with "(hidden)" for the values of keys such as `api_key`.
 
-    All other texts are shortened and cleaned by `shown`.
+    All other texts are passed through `shown`.
     """
     if settings is None:
         return "(recipe.yaml cannot be read)"

@@ -1,6 +1,6 @@
-"""Signs in the metrics of a whole run, such as a reward that rises while the accuracy does not.
+"""Signs in the trends of a run's metrics, such as a reward that rises while the accuracy does not.
 
-A trend is the difference between the last and the first third of the updates.
+A trend is the difference between the means over the last and over the first third of the updates.
 """
 
 import math
@@ -23,14 +23,14 @@ from llm_reinforce.reports.finding import (
 from llm_reinforce.reports.window_signs import SOLVED, ZERO
 
 MIN_TREND = 30  # minimum number of updates of a run in which trends are measured
-# the reward should rise after this share of the run, or after this number of updates if that is earlier
+# a flat reward is reported only after this share of the run, or after this number of updates if that is less
 MIN_FLAT, MAX_FLAT = 0.5, 100
-NUM_ERRORS = 4.0  # a difference of more than this number of standard errors is hardly due to chance
+NUM_ERRORS = 4.0  # a difference of more than this number of standard errors is not attributed to chance
 FLAT = 0.05  # the accuracy is flat if its rise plus two standard errors is below this number
 MIN_RISE = 0.5  # minimum rise of the reward, in standard deviations of the rewards
 MANY_TIMES = 10.0  # factor by which an exploding gradient norm grows
-LONG_STEP = 0.01  # minimum norm of a long step, relative to the norm of the weights
-SHORT_PATH = 1e-3  # maximum sum of the norms of all short steps, relative to the norm of the weights
+LONG_STEP = 0.01  # a step is too long from this norm on, relative to the norm of the weights
+SHORT_PATH = 1e-3  # all steps are too short if the sum of their relative norms is below this number
 MEMORY = 10  # number of updates over which Adam averages gradients: 1 / (1 - β₁) for β₁ = 0.9
 
 Trend = Callable[[Sequence[Row], RunFacts], Finding | None]
@@ -124,7 +124,7 @@ def reward_changes(rows: Sequence[Row]) -> list[str]:
 
 
 def exploding_gradient(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
-    """Return a finding if the gradient norm grows many times over and the accuracy does not rise."""
+    """Return a finding if the gradient norm grows more than tenfold and the accuracy does not rise."""
     norms = finite(rows, "grad_norm")
     third = len(norms) // 3
     before, after = median(norms[:third]), median(norms[len(norms) - third :])
@@ -178,7 +178,7 @@ def learning_rate_low(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
 
 
 def noisy_updates(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
-    """Return a finding if the gradients cannot be told from noise and the reward does not rise."""
+    """Return a finding if the gradients can't be distinguished from noise and the reward does not rise."""
     steps, shares = finite(rows, "step/relative_norm"), finite(rows, "step/signal_share")
     reward = _flat_reward(rows, facts)
     if reward is None or len(shares) < 3 * MEMORY:
@@ -192,9 +192,9 @@ def noisy_updates(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
         f"the gradients of {span(rows, facts)} can't be distinguished from noise, and the reward does "
         "not rise",
         "measure the noise scale with `llm-reinforce variance`. If the noise scale is far above the number "
-        "of episodes of an update, use more reinforce.problems_per_update or "
-        "reinforce.episodes_per_problem, a baseline with less variance, or easier problems. Otherwise, the "
-        "gradient changes faster than Adam averages it, so lower training.learning_rate",
+        "of episodes of an update, raise reinforce.problems_per_update or reinforce.episodes_per_problem, or "
+        "use a baseline that leaves less variance, or easier problems. Otherwise, the gradient changes "
+        "faster than Adam averages it, so lower training.learning_rate",
         [*_signal(rows, facts), f"reward: {reward}"],
     )
 
@@ -209,7 +209,7 @@ TREND_SIGNS: tuple[Trend, ...] = (
 
 
 def trend_signs(rows: Sequence[Row], facts: RunFacts) -> list[Finding]:
-    """Return the findings in the trends of a run; empty for a short run, whose trends are not measured."""
+    """Return the findings in the trends of a run; empty if the run has fewer than `MIN_TREND` updates."""
     if len(rows) < MIN_TREND or len(finite(rows, "grad_norm")) < MIN_TREND:
         return []
     found = [sign(rows, facts) for sign in TREND_SIGNS]
@@ -249,14 +249,14 @@ def _signal(rows: Sequence[Row], facts: RunFacts) -> list[str]:
         min(1.0, share if is_measured else max(share, 0.0) + 2.0 * error), facts.num_episodes_of_step
     )
     return [
-        f"part of the squared gradient that is signal, not noise: {share:.1%} ± {error:.1%}",
+        f"share of the squared gradient that is signal, not noise: {share:.1%} ± {error:.1%}",
         f"an update has {facts.num_episodes_of_step:,} episodes, and signal would equal noise with "
         + (f"about {episodes:,.0f} episodes" if is_measured else f"{episodes:,.0f} episodes or more"),
     ]
 
 
 def movement(rows: Sequence[Row]) -> list[str]:
-    """Return a line of text with the median size of a step; empty if no sizes were recorded."""
+    """Return a line of text with the median relative norm of a step; empty if no norms were recorded."""
     steps = finite(rows, "step/relative_norm")
     return (
         [f"norm of an optimizer step divided by the norm of the weights: median {median(steps):.2g}"]
@@ -271,9 +271,9 @@ def _path(rows: Sequence[Row], facts: RunFacts) -> float:
 
 
 def _flat_reward(rows: Sequence[Row], facts: RunFacts) -> Change | None:
-    """Return the change of the reward if the reward is flat; None if it rises or can't yet be judged.
+    """Return the change of the reward if the reward does not rise, and None otherwise.
 
-    None is also returned if most problems are solved.
+    Also return None if the run is too short to judge, or if most problems are solved.
     """
     change = change_of(rows, "reward")
     is_early = len(rows) < min(MIN_FLAT * facts.num_updates, MAX_FLAT)

@@ -14,10 +14,10 @@ KEPT = ("learning_rate", "accuracy", "reward", "reward_std", "entropy", "grad_no
 
 
 class WarningSigns:
-    """Search a run in progress for signs that the policy does not learn. Report each kind of sign once.
+    """Search for signs that the policy of a run in progress does not learn. Report each kind of sign once.
 
     Args:
-        facts: settings of the run. In a short run, each sign is measured over all updates.
+        facts: settings of the run. They determine over how many updates a sign is measured.
     """
 
     def __init__(self, facts: RunFacts) -> None:
@@ -37,7 +37,7 @@ class WarningSigns:
         return tuple(each.text for each in self.findings)
 
     def before_first_update(self) -> Finding | None:
-        """Return the finding of `few_problems`, if there is one and no earlier call has returned it."""
+        """Return the finding of `few_problems`; None if there is none, or if it was returned before."""
         return self._worst_unseen([few_problems(self._facts)])
 
     def add(self, row: Row) -> Finding | None:
@@ -68,7 +68,7 @@ class WarningSigns:
         return self._worst_unseen(found)
 
     def _worst_unseen(self, found: list[Finding | None]) -> Finding | None:
-        """Remember the findings of kinds that were not found before, and return the most severe of them."""
+        """Record the findings of new kinds, and return the most severe of them; None if there are none."""
         seen = list(self._found.values())
         known = worst_first([*seen, *(each for each in found if each and each.kind not in self._found)])
         unseen = [each for each in known if each.kind not in self._found]

@@ -28,20 +28,22 @@ MANY_TRUNCATED, MANY_UNSCORED = 0.5, 0.1  # minimum share of truncated, and of u
 FALLING = 0.95  # a truncated share that falls to less than this part of its earlier value is not reported
 PATIENCE, MAX_PATIENCE = 20, 50  # signs in PATIENT are measured over 1/20 of the run, at most 50 updates
 NO_SPREAD = 0.95  # minimum share of problems whose episodes have equal rewards, for a sign
-STUCK = 0.75  # accuracy below which equal rewards within groups are not a success
-SOLVED = 0.9  # accuracy at which equal rewards are a success
+STUCK = 0.75  # at this accuracy or above, equal rewards, zero gradients and a low entropy are no symptoms
+SOLVED = 0.9  # accuracy from which most problems count as solved, so that the reward need not rise
 NO_ENTROPY = 0.01  # maximum entropy of a collapsed policy, in nats per token
 MIN_CHANGED = 0.5  # a step should change at least this share of the weights that have a gradient
-MAX_ROUNDING, MAX_ROUNDING_IN_HALF = (
-    0.01,
-    1.0,
-)  # nats; smaller differences of log-probabilities are rounding errors
+# differences of log-probabilities up to these numbers of nats are considered to be rounding errors
+MAX_ROUNDING, MAX_ROUNDING_IN_HALF = 0.01, 1.0
 
 Sign = Callable[[Sequence[Row], RunFacts], Finding | None]
 
 
 def no_reward(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
-    """Return a finding if no answer is right and the mean reward of every update is at most 0."""
+    """Return a finding if no answer is right and the mean reward of every update is at most 0.
+
+    There is no finding if the rewards differ within more than half of the groups, because the policy can
+    learn from these differences.
+    """
     rewards = [number(row, "reward") for row in rows]
     if not all(reward <= 0 for reward in rewards) or any(number(row, "accuracy") != 0 for row in rows):
         return None
@@ -81,8 +83,8 @@ def equal_rewards(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
         + (f", although {accuracy:.1%} of the answers are right" if accuracy > 0 else "")
         + ", so there is nothing to learn from",
         f"fix the reward function {' or '.join(reward_names(rows))}, which gives right answers the same "
-        "reward as wrong answers: compare the form of answer that the function requires with the "
-        "completions, and check that the policy can write this form"
+        "reward as wrong answers: compare the answer format that the function requires with the "
+        "completions, and check that the policy can write this format"
         if accuracy > 0
         else "check the reward function, or use easier problems, a warm start, or a higher "
         "reinforce.episodes_per_problem",
@@ -114,7 +116,7 @@ def no_spread(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
     """Return a finding if, for nearly every problem, all episodes have the same reward.
 
     Such a problem gives no gradient if the baseline is computed from the episodes of the problem. There is no
-    finding if most answers are right.
+    finding if the accuracy is at least `STUCK`, because equal rewards are then usual.
     """
     share = mean(rows, "frac_reward_zero_std")
     if not share >= NO_SPREAD or not mean(rows, "accuracy") < STUCK or facts.episodes_per_problem < 2:
@@ -155,10 +157,9 @@ def no_entropy(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
 
 
 def truncation(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
-    """Return a finding if most of the completions are truncated, and their share does not fall.
+    """Return a finding if at least half of the completions are truncated, and this share does not fall.
 
-    A falling share is not reported, because a policy with random weights first has to learn to end its
-    completions.
+    A falling share is not a symptom: a policy with random weights first has to learn to end its completions.
     """
     half, name = len(rows) // 2, "completions/clipped_ratio"
     truncated, before, after = (mean(part, name) for part in (rows, rows[:half], rows[half:]))
@@ -231,7 +232,7 @@ def not_finite(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
 
 
 def steps_rounded(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
-    """Return a finding if the updates after the warm-up changed few of the weights in half precision."""
+    """Return a finding if few half-precision weights changed in the updates after the warm-up."""
     full = [row for row in rows if row["update"] > facts.num_warmup_updates]
     shares = finite(full, "frac_weights_changed")
     if 2 * len(shares) <= len(rows) or not sum(shares) / len(shares) < MIN_CHANGED:
@@ -251,8 +252,8 @@ def steps_rounded(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
 def sampler_mismatch(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
     """Return a finding if the log-probabilities in sampling and in the update differ too much.
 
-    Differences that rounding explains are ignored. Batches that a server samples from older weights on
-    purpose (`sampling.server.sync_every`) are ignored too.
+    Differences that can be rounding errors are ignored. With `sampling.server.sync_every`, a server samples
+    some batches from older weights on purpose. These batches are ignored too.
     """
     age = "server/num_batches_since_sync"
     has_server = any(age in row for row in rows)
@@ -301,14 +302,15 @@ WINDOW_SIGNS: tuple[Sign, ...] = (
     steps_rounded,
     sampler_mismatch,
 )
-PATIENT = {
-    truncation,
-    no_spread,
-}  # a policy may show these signs for some updates while it learns to avoid them
+# a policy may show these signs for some updates and lose them while it learns, so they are measured longer
+PATIENT = {truncation, no_spread}
 
 
 def window_of(facts: RunFacts, sign: Sign | None = None) -> int:
-    """Return the number of updates over which a sign is measured, at most those of the whole run."""
+    """Return the number of updates over which a sign is measured.
+
+    In a run with fewer updates than this number, the sign is not measured.
+    """
     window = max(MIN_UPDATES, min(NUM_UPDATES, facts.num_updates))
     if sign is truncation:  # compares the two halves of the updates
         window = max(NUM_UPDATES, min(2 * NUM_UPDATES, facts.num_updates))

@@ -76,7 +76,7 @@ def is_half(tensor: Tensor) -> bool:
 
 @torch.no_grad()
 def frac_rounded_away(weights: Iterable[Tensor], step: float) -> float:
-    """Return the share of the weights that do not change when `step` is added, because the sum is rounded."""
+    """Return the share of the weights to which adding `step` has no effect, because the sum is rounded."""
     num_all, num_same = 0, 0
     for weight in weights:
         num_all += weight.numel()
@@ -100,11 +100,11 @@ def master_weights_optimizer(
 
 
 class _WithMasterWeights(torch.optim.Optimizer):
-    """Base class of an optimizer whose parameters are float32 copies ("master weights") of other weights.
+    """Base class of an optimizer that applies its steps to float32 copies ("master weights") of the weights.
 
-    To save memory, the gradients of only a few weights at a time are converted to float32. Other code may
-    change a weight between two steps, for example by loading a checkpoint. The next step then writes the
-    changed weight to its float32 copy first.
+    To save memory, the gradients of only a few weights at a time are converted to float32. If other code has
+    changed a weight since the last step, for example by loading a checkpoint, the next step first copies the
+    changed weight to its float32 copy.
     """
 
     def __init__(self, weights: Sequence[nn.Parameter], **settings: Any) -> None:
@@ -189,7 +189,7 @@ def _adamw_8bit() -> Any:
 
     class AdamW8Bit(AdamW8bit):  # type: ignore[misc]
         def state_dict(self) -> dict[str, Any]:
-            # the method of bitsandbytes returns nested dictionaries, which FSDP needs
+            # the method of bitsandbytes is not used, because it returns nested dictionaries for FSDP
             state = torch.optim.Optimizer.state_dict(self)
             of_weights = {
                 index: {name: value for name, value in values.items() if name not in OF_QUANTIZATION}

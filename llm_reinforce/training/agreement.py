@@ -1,4 +1,7 @@
-"""Checks that all processes of a run have equal settings. Otherwise, they would train different policies."""
+"""Check that all processes of a run have the same settings, problems and checkpoint.
+
+Otherwise, the processes would train different policies.
+"""
 
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -29,8 +32,8 @@ def check_alike(
     Args:
         accelerator: the accelerator of the run.
         settings: sections of settings and single settings, by name.
-        problems: lists of problems, by a name for the error message.
-        model: the model of the policy. The weights of the models may differ.
+        problems: lists of problems, by the name that an error message shows.
+        model: the model of the policy. Only the shapes and types of its weights are compared.
 
     Raises:
         InputError: if settings, problems, versions or shapes differ. All processes raise the same error.

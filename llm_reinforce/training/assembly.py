@@ -63,9 +63,9 @@ def build_loop(
 
     Raises:
         InputError: if the processes were launched with unsupported settings, or if the problems, a reward
-            function or the policy cannot be loaded. A prompt also causes this error if it does not fit into
-            the context of the policy, contains characters that `policy.random_init.alphabet` lacks, ends in
-            an end token, or is changed by the chat template.
+            function or the policy cannot be loaded. Also raised if a prompt cannot be used: it does not fit
+            into the context of the policy, it contains characters that `policy.random_init.alphabet` lacks,
+            it ends in an end token, or the chat template changes it.
     """
     display = display or Silent()
     prepare_launch(config.training.mixed_precision)
@@ -143,7 +143,7 @@ def server_from_config(config: Config) -> SamplingServer | None:
     if "output_dir" in config.model_fields_set:
         directory = server_directory(config.output_dir)
         if settings.directory is not None:
-            # a run deletes the files of its earlier processes, so runs must not share a directory
+            # a run deletes all older weights in its directory, so runs must not share a directory
             digest = hashlib.sha256(str(directory).encode()).hexdigest()[:8]
             directory = Path(settings.directory).expanduser() / f"{directory.name}-{digest}"
     is_half = config.policy.dtype != "float32" or config.training.mixed_precision != "no"
@@ -170,8 +170,8 @@ def _check_alphabet(
     """Check that the alphabet of a policy with random weights contains the characters of the problems.
 
     The alphabet must contain all characters of the prompts. With a warm start on the problems, it must also
-    contain all characters of the texts on which the warm start trains; see `target_of`. Other answers may
-    contain characters that the alphabet lacks, but `say` is called with the number of such answers.
+    contain all characters of the texts on which the warm start trains; see `target_of`. Answers on which no
+    warm start trains may contain other characters. `say` is called with the number of these answers.
 
     Raises:
         InputError: if the alphabet lacks a character that it must contain.
@@ -192,5 +192,5 @@ def _check_alphabet(
     if unwritable:
         say(
             f"{unwritable:,} training problems have an answer with characters that "
-            "policy.random_init.alphabet lacks"
+            "policy.random_init.alphabet lacks, so the policy cannot write these answers"
         )

@@ -63,13 +63,13 @@ class Failures(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """Episodes of a batch, and the numbers of problems and tokens that were sampled to get them.
+    """Episodes of a batch, and counts of the sampled problems and tokens, including replaced problems.
 
     Attributes:
         own: episodes of this process.
         batch: episodes of all processes.
-        num_problems: number of problems drawn, including problems that were replaced.
-        num_tokens: number of tokens sampled, including the tokens of problems that were replaced.
+        num_problems: number of problems drawn.
+        num_tokens: number of tokens sampled.
         pass_counts: counts of the curriculum after this batch: for each problem, the discounted numbers of
             correct episodes and of all episodes.
         refills: counts of the problems that were sampled to replace other problems.
@@ -99,8 +99,8 @@ class BatchSampler:
         rewards: the reward functions with their weights.
         training, reinforce, sampling: settings of the run.
         accelerator: the accelerator of the run.
-        gradient_step: the gradient step. The reference policy uses the micro-batches of the gradient step.
-        order: order of the problems, which is used if there is no curriculum.
+        gradient_step: the gradient step, which divides episodes into micro-batches for the reference policy.
+        order: order in which the problems are drawn; not used with a curriculum.
         seed: seed of the run.
         reference: the reference policy; None if `reinforce.kl` is not set.
         server: server that samples the episodes. None: the processes of the run sample the episodes.
@@ -259,7 +259,7 @@ class BatchSampler:
         return result
 
     def _draw(self, state: TrainState, size: int, drawn: Sequence[int] = ()) -> list[int]:
-        """Return the indices of the next problems: in order or, with a curriculum, drawn by their pass rates.
+        """Return the indices of the next problems in order or, with a curriculum, of randomly drawn problems.
 
         Args:
             state: train state before the batch.
@@ -363,10 +363,10 @@ class BatchSampler:
         first_group: int | None = None,
         refill: int = 0,
     ) -> EpisodeBatch:
-        """Sample episodes from the current policy, for the problems that this process has to sample.
+        """Sample episodes of the given problems from the current policy, in this process only.
 
         Args:
-            problems: problems of this process.
+            problems: this process's share of the problems.
             state: train state before the batch.
             activations: object that keeps activations for the gradient step. None: nothing is kept.
             is_trial: sample one short episode of each problem.
@@ -374,8 +374,8 @@ class BatchSampler:
                 that have ended and the number of sampled tokens.
             first_group: index of this process's first problem among the problems of all processes. None:
                 compute the index, assuming that all processes have equally many problems.
-            refill: 0 for the first problems of a batch; 1, 2, … for the first, second, … set of problems that
-                replace other problems of the batch.
+            refill: 0 for the original problems of a batch; k for the k-th set of replacement problems. Each
+                set uses other random numbers.
         """
         max_new_tokens = self.sampling.max_new_tokens
         if is_trial:
@@ -384,8 +384,8 @@ class BatchSampler:
         if first_group is None:
             first_group = self.accelerator.process_index * len(problems)
         purpose = "trial" if is_trial else f"refill {refill}" if refill else "episodes"
-        # all processes share one sequence of random numbers, so the episodes do not depend on the number of
-        # processes
+        # all processes share one sequence of random numbers, and each process skips the numbers of the groups
+        # before its own, so the episodes do not depend on the number of processes
         seed = self.random_number(purpose, state, process=0)
         generator = torch.Generator(self.policy.device).manual_seed(seed)
         for _ in range(first_group):

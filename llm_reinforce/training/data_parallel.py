@@ -1,9 +1,9 @@
 """Data parallelism: every process samples with the whole policy, and the processes sum their gradients.
 
 Each process samples the episodes of its share of an update's problems. The processes then exchange the
-episodes, so that every process has all episodes of the update. The metrics, advantages and failures of the
-update therefore do not depend on the number of processes. The model is not wrapped in
-`DistributedDataParallel`, because the fast path needs the unwrapped model.
+episodes, so that every process has all episodes of the update. The advantages and metrics of the update
+therefore do not depend on the number of processes. The model is not wrapped in `DistributedDataParallel`,
+because the fast path needs the unwrapped model.
 
 With FSDP2, gradients are computed by a copy of the model whose weights are divided among the processes; see
 `ShardedModel`. Each process then holds a part of every gradient.
@@ -52,9 +52,9 @@ _mixed_precision: list[str] = []  # mixed precision of the latest accelerator, i
 def new_accelerator(mixed_precision: str, timeout: float = 1800.0) -> Accelerator:
     """Return an accelerator with the given mixed precision.
 
-    The library accelerate uses one mixed-precision setting for all accelerators of a process. If an earlier
-    call of this function has chosen another mixed precision, the earlier choice is replaced. If other code
-    has chosen another mixed precision, an error is raised.
+    The library accelerate uses one mixed-precision setting for all accelerators of a process. A call of this
+    function replaces the mixed precision of an earlier call, but not a mixed precision that other code has
+    chosen.
 
     Several processes without a GPU train on the CPU.
 
@@ -245,7 +245,7 @@ def gather_rows(own: Tensor, num_columns: int, accelerator: Accelerator) -> Tens
 
 @torch.no_grad()
 def broadcast_weights(model: nn.Module, accelerator: Accelerator) -> None:
-    """Copy the weights and buffers of the first process to all other processes, whose weights may differ."""
+    """Replace the weights and buffers of all processes by those of the first process."""
     if accelerator.num_processes > 1:
         for tensor in (*model.parameters(), *model.buffers()):
             # `broadcast` ignores strides, so the tensor has to be contiguous
@@ -295,7 +295,7 @@ def clip_gradients(model: nn.Module, max_norm: float) -> float:
 
 
 def sum_over_shards(model: nn.Module, numbers: Sequence[float], accelerator: Accelerator) -> Sequence[float]:
-    """Sum numbers over all processes, after each process has computed them from its part of the weights.
+    """Return the sums over all processes of numbers that each process has computed from its shards.
 
     If the model is not sharded, every process has all weights, and the numbers are returned unchanged.
     """

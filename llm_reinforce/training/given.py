@@ -45,7 +45,7 @@ class TrainerArguments:
     Attributes:
         sections: settings that describe the policy, the problems, the rewards and `output_dir`, by top-level
             key.
-        keywords: the other keyword arguments, which are settings that are not in `sections`.
+        keywords: the remaining keyword arguments: single settings such as `num_updates`, or whole sections.
         policy: the policy object passed by the caller; None if `sections` names the policy.
         problems: the problem objects passed by the caller.
         rewards: one entry per reward. An entry is the function passed by the caller, or None if the function

@@ -83,10 +83,10 @@ class UpdateOutcome:
 
 
 class PartialLoss(NamedTuple):
-    """Loss of some episodes of an update, with statistics of their actions.
+    """Contribution of some episodes to the loss of an update, with statistics of their actions.
 
     Attributes:
-        loss: the part of the loss that belongs to these episodes.
+        loss: sum of the terms of these episodes in the loss.
         max_log_prob_difference: largest |Δ log π| of an action. None: it was not computed.
         counts: sums over the importance weights or probability ratios of the actions.
     """
@@ -121,7 +121,7 @@ class GradientStep:
         reinforce: settings of the loss.
         micro_batch_tokens: maximum number of tokens per backward pass. The tokens of a repeated prompt or
             episode are counted once.
-        max_grad_norm: maximum norm to which the gradient is clipped. None: no clipping.
+        max_grad_norm: maximum norm of the gradient, above which it is scaled down. None: no clipping.
         gradient_checkpointing: keep only the inputs of each layer for the backward pass; see
             `token_log_probs`.
     """
@@ -215,7 +215,7 @@ class GradientStep:
 
         An episode whose advantages are all zero has no gradient, so its row is omitted to save time. With an
         entropy bonus or a KL divergence in the loss, every episode has a gradient. If no episode has a
-        gradient, one row is returned.
+        gradient, one row is returned, because at least one backward pass is needed.
 
         In the result, the episodes of a group (of one problem) are adjacent, so that they share the
         computation of the prompt. Groups with long episodes come first.
@@ -254,10 +254,11 @@ class GradientStep:
         A prompt or episode that is repeated within a micro-batch is computed once, and its tokens are counted
         once.
 
-        A second limit bounds the memory of keys and values. Attention pads the keys and values to the longest
-        episode, and may copy the keys and values of a prompt for each of its completions. A key and a value
-        are small compared with the other activations of a token. Therefore, a micro-batch may have up to
-        `ATTENDED * micro_batch_tokens` positions of keys and values, including padding and copies.
+        A second limit bounds the memory of keys and values: a micro-batch has at most
+        `ATTENDED * micro_batch_tokens` positions of keys and values. These positions include padding to the
+        longest episode, and the copies of a prompt's keys and values that attention may make for each
+        completion. This limit is higher than `micro_batch_tokens`, because a key and a value are small
+        compared with the other activations of a token.
         """
         runs: list[list[int]] = [[]]
         seen: set[tuple[TokenIds, ...]] = set()  # prompts and episodes of the current micro-batch
@@ -326,8 +327,8 @@ class GradientStep:
     def recomputed_difference(self, batch: EpisodeBatch) -> float:
         """Return the largest |Δ log π| (see `UpdateOutcome`) of the longest episodes.
 
-        The log-probabilities of these episodes are recomputed by the model's own forward pass. The fast path
-        is thus compared with the model at the lengths that occur in the run.
+        The log-probabilities of these episodes are recomputed by the model's own forward pass. This compares
+        the fast path with the model at the lengths that occur in the run.
         """
         sizes = [len(each.prompt_ids) + len(each.completion.token_ids) for each in batch.episodes]
         longest_first = sorted(range(len(batch)), key=lambda row: -sizes[row])

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from accelerate.utils import set_seed
 
-# number of new objects after which garbage is collected; a few updates create this many objects
+# garbage is collected after this number of new objects, which is about once in a few updates
 NUM_NEW = 20_000
 
 

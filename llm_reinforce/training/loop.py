@@ -132,9 +132,9 @@ class TrainingLoop:
         server: server that samples the episodes. None: the processes of the run sample the episodes.
 
     Raises:
-        InputError: if there are no training problems, if `problems_per_update` is not a multiple of the
-            number of processes, if a server samples the episodes and the loss has neither importance weights
-            nor clipping, or if accelerate or the policy does not support the settings.
+        InputError: if there are no training problems, if the problems of a batch cannot be split equally
+            among the processes and the updates, or if accelerate or the policy does not support the settings.
+            Also raised if a server samples the episodes, but neither importance weights nor clipping is set.
     """
 
     def __init__(
@@ -304,9 +304,9 @@ class TrainingLoop:
         """Train, and yield an `Update` after the optimizer steps of each batch (by default, one step).
 
         The run ends after `training.num_updates` updates, after the update that reaches `training.num_tokens`
-        sampled tokens, or after the update during which `stop_requested` is set. If a batch is shared by
-        several updates, the run ends after the last update of the batch. If the caller breaks out of the loop
-        earlier, a checkpoint is saved.
+        sampled tokens, after the evaluation that reaches the accuracy `training.stop_at`, or after the update
+        during which `stop_requested` is set. If several updates share a batch, all updates of the batch are
+        made first. If the caller breaks out of the loop earlier, a checkpoint is saved.
 
         Args:
             resume: continue from the newest checkpoint in the run's directory.
@@ -455,7 +455,8 @@ class TrainingLoop:
     def _weights_in_shards(self) -> AbstractContextManager[None]:
         """Return the context in which gradient steps are made.
 
-        With FSDP, the whole policy has no weights within this context. Only its sharded copy has weights.
+        With FSDP, the unsharded policy has no weights within this context, to save memory. Only its sharded
+        copy has weights.
         """
         return nullcontext() if self.sharded is None else self.sharded.training()
 
@@ -616,7 +617,7 @@ class TrainingLoop:
         return metrics
 
     def _evaluate_and_save(self, before: TrainState | None = None) -> bool:
-        """Evaluate the policy if an evaluation is due or pending. Save a checkpoint if a checkpoint is due.
+        """Evaluate the policy if an evaluation is due or was interrupted. Save a checkpoint if one is due.
 
         Args:
             before: train state before the latest update. None: no update has been made yet.
@@ -723,7 +724,7 @@ class TrainingLoop:
     def _restore(self) -> bool:
         """Restore the state of the newest complete checkpoint. Return False if there is no checkpoint."""
         if self.run_directory is None or self.checkpoints is None:
-            raise InputError("nothing to resume: this run has no output_dir")
+            raise InputError("nothing to resume: this run has no output_dir; start it without resume=True")
         state = self.checkpoints.restore(self.display.say)
         if state is not None:
             self.state = state

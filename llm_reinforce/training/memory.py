@@ -46,14 +46,14 @@ def predict_memory(loop: TrainingLoop, in_use: float) -> MemoryPrediction:
 
     The memory of a value head is not included.
 
-    With FSDP, the whole policy is freed during the update. The prediction of the update's peak therefore
-    counts the weights that are gathered at the same time, and not the whole policy.
+    With FSDP, the unsharded policy is freed during the update. The prediction of the update's peak therefore
+    contains the weights that are gathered at the same time, instead of the unsharded policy.
 
     Args:
         loop: the training loop of the run.
         in_use: memory in bytes that the process used after the loop was built; see `memory_in_use`. It
-            includes the weights, the float32 copies of weights in half precision and, with FSDP, a part of
-            each weight.
+            includes the weights, the float32 copies of weights in half precision and, with FSDP, the shards
+            of this process.
     """
     in_use += ON_CPU if loop.policy.device.type == "cpu" else 0
     training, shape, policy = loop.training, loop.reinforce, loop.policy
@@ -122,7 +122,7 @@ def memory_in_use(device: torch.device) -> float:
     """Return the memory of this process on the device of the policy, in bytes."""
     if device.type == "cuda":
         return float(torch.cuda.memory_allocated(device))
-    release_freed_memory()  # memory that was freed after the weights were loaded must not count
+    release_freed_memory()  # otherwise, the result would include memory that loading the weights has freed
     return float(psutil.Process().memory_info().rss)
 
 

@@ -28,8 +28,7 @@ def update_metrics(
 ) -> dict[str, float]:
     """Return the metrics of an update's episodes, by name.
 
-    Each metric is explained on the documentation page about the directory of a run. A metric that has no
-    value in this update is omitted.
+    The page docs/run-directory.md explains each metric. A metric that has no value in this update is omitted.
 
     Args:
         batch: episodes of the update, of all processes.
@@ -91,7 +90,7 @@ def step_metrics(outcomes: Sequence[UpdateOutcome], settings: ReinforceConfig) -
       were measured.
     - The learning rate is that of the last step. The signal share is that of the last step whose statistics
       were computed.
-    - Ratios are counted in all steps.
+    - The metrics of importance weights and probability ratios are computed over the actions of all steps.
     - The difference between the log-probabilities of training and of sampling is taken from the first step,
       because the later steps use a changed policy.
     """
@@ -117,9 +116,9 @@ def step_metrics(outcomes: Sequence[UpdateOutcome], settings: ReinforceConfig) -
 
 
 def run_metrics(state: TrainState, sample: Sample, settings: ReinforceConfig) -> dict[str, float]:
-    """Return the metrics of the run after a batch, by name.
+    """Return counts over the whole run, and metrics of features that are not always used, by name.
 
-    These are the counts over the whole run, and the metrics of the server, the refills and the curriculum.
+    These features are the server, the value head, the target entropy, the refills and the curriculum.
 
     Args:
         state: train state after the batch.

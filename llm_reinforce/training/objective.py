@@ -30,8 +30,8 @@ class RatioCounts:
         num: number of weights or ratios.
         total: sum of the weights.
         squares: sum of the squared weights.
-        num_truncated: number of weights above the limit.
-        num_infinite: number of weights that are infinite, because there is no limit.
+        num_truncated: number of weights that were above the limit.
+        num_infinite: number of infinite weights, which occur only if there is no limit.
         num_low: number of clipped ratios below the lower bound.
         num_high: number of clipped ratios above the upper bound.
     """
@@ -121,7 +121,7 @@ def surrogate_loss(
 def _counted(
     advantages: Float[Tensor, "episode token"], mask: Bool[Tensor, "episode token"]
 ) -> Bool[Tensor, "episode token"]:
-    """Return a mask that is True for the actions of each scored episode with a nonzero advantage."""
+    """Return a mask that is True for all actions of scored episodes with at least one nonzero advantage."""
     return mask & advantages.ne(0).any(dim=1, keepdim=True)
 
 

@@ -29,7 +29,8 @@ def new_optimizer(
         InputError: if no weight can be trained, if a package of the optimizer is missing (see `adamw`), or
             if gradients are scaled and trained weights are in half precision.
     """
-    # a scaler finds no gradients of weights with float32 copies, and refuses gradients in half precision
+    # a gradient scaler does not see the gradients of weights that have float32 copies, and it rejects
+    # gradients in half precision
     if accelerator.scaler is not None and any(
         each.requires_grad and is_half(each) for each in model.parameters()
     ):
@@ -52,9 +53,9 @@ def learning_rate_schedule(
 ) -> Any:
     """Return a learning-rate schedule of transformers whose rate is positive in every update.
 
-    A schedule of transformers has a rate of 0 at the first step of a warm-up and after the last step of a
-    decay. To avoid rates of 0, the warm-up and the whole schedule are one step longer here, and the first
-    update uses the second step. In a warm-up of W updates, the rate of update k is k / (W + 1) times the
+    In transformers, the rate of a schedule is 0 at the first step of a warm-up and after the last step of a
+    decay. To avoid updates with a rate of 0, the warm-up and the whole schedule are made one step longer,
+    and the first step is skipped. In a warm-up of W updates, the rate of update k is k / (W + 1) times the
     highest rate.
 
     Args:

@@ -27,8 +27,8 @@ class Preview:
         num_training, num_held_out: numbers of training problems and of held-out problems, respectively.
         prompt: prompt of the first training problem as the policy reads it, with special tokens.
         rewards: name and weight of each reward function.
-        num_updates: expected number of updates. With a budget of tokens, this number is estimated from
-            `episodes`.
+        num_updates: expected number of updates. With a budget of tokens, this number is estimated from the
+            lengths of `episodes`.
         episodes: a few episodes of the training problems. The episodes of one problem are adjacent.
         memory: prediction of the peak memory of this process.
         reward_error: error message of a reward function that failed on all trial episodes. None if there is
@@ -55,8 +55,8 @@ class Preview:
 def preview_run(loop: TrainingLoop, *, num_problems: int, num_episodes: int) -> Preview:
     """Sample episodes of the first training problems, call every reward function, and describe the run.
 
-    Nothing is trained and no file is written. If a server samples the episodes of the run, it is only asked
-    which model it serves, and the episodes of the preview are sampled in this process.
+    Nothing is trained and no file is written. The episodes of the preview are always sampled in this process.
+    If the run uses a server, the server is only asked which model it serves.
 
     Args:
         loop: the training loop of the run.

@@ -1,4 +1,4 @@
-"""Order of the training problems: a new random order in every epoch, or random choice by pass rates."""
+"""Choice of the training problems: in a new random order in every epoch, or at random by their pass rates."""
 
 import random
 from collections.abc import Collection, Mapping, Sequence

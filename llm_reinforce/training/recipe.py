@@ -1,4 +1,4 @@
-"""Recipes, which are the settings of a run in a file: `load_recipe("quickstart").train()`."""
+"""Recipes: the settings of a run, read from a YAML file, as in `load_recipe("quickstart").train()`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

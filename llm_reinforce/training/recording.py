@@ -39,7 +39,7 @@ def recording(
 ) -> Iterator[None]:
     """Hold the lock of a run's directory within the context, and write the files that are needed to resume.
 
-    The recipe, the environment, and the objects passed by the caller are written before the context starts.
+    The recipe, the environment, and the objects passed by the caller are written when the context is entered.
 
     Args:
         directory: directory of the run.
@@ -83,8 +83,8 @@ def check_same_run(directory: RunDirectory, config: Config) -> None:
         raise InputError(
             "\n".join(
                 [
-                    f"{file}: the settings differ from those of the run, but a run can only be resumed with "
-                    "its own settings. Differences:",
+                    f"{file}: a run can only be resumed with the settings with which it was started; use "
+                    "these settings, or start a new run in another output_dir. Differences:",
                     *lines,
                 ]
             )
@@ -137,9 +137,9 @@ def with_date(config: Config, date: str | None) -> Config:
 
 
 def _raised_limits(before: Config, now: Config) -> list[str]:
-    """Return the names of those limits of the run that are larger in `now` than in `before`.
+    """Return the names of the settings that limit the length of a run and have a higher limit in `now`.
 
-    The value None means that there is no limit.
+    None is higher than any number, because it means that there is no limit.
     """
     grown = []
     for name in ("num_updates", "num_tokens", "stop_at"):
@@ -166,7 +166,7 @@ def flattened(values: object, path: str = "") -> dict[str, object]:
 
 
 def check_can_be_recorded(policy: LanguagePolicy | None, problems: GivenProblems) -> None:
-    """Check that the policy and the problems passed by the caller can be saved and loaded without a change.
+    """Check that the policy and the problems passed by the caller do not change when saved and loaded again.
 
     Raises:
         InputError: if the policy cannot be saved, or if the policy or a problem changes when it is saved and

@@ -63,9 +63,7 @@ class ReferencePolicy:
             self.weights = {name: parameter.detach().clone() for name, parameter in trained.items()}
 
     def refresh(self, num_before: int, num_updates: int) -> None:
-        """Make the current policy the reference if a multiple of `refresh_every` updates was reached.
-
-        The multiple may have been reached in any update of the latest batch.
+        """Make the current policy the reference if a multiple of `refresh_every` updates was just reached.
 
         Args:
             num_before: number of updates of the run before the latest batch.

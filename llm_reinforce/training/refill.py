@@ -21,7 +21,7 @@ class Refills:
     num_tokens: int = 0
 
     def after(self, found: EpisodeBatch, num_problems: int) -> "Refills":
-        """Return a copy of these totals to which another batch of replacements is added.
+        """Return the counts after another batch of replacements was sampled.
 
         Args:
             found: episodes of the replacements.
@@ -53,9 +53,9 @@ def groups_with_one_accuracy(batch: EpisodeBatch, settings: ReinforceConfig) -> 
     Only episodes in the loss count. Unscored episodes are not in the loss. With `truncated: mask`, truncated
     episodes are not in the loss either. A group without any episode in the loss is also returned.
 
-    The verdicts are compared, not the rewards. With a shaped reward, the episodes of a problem nearly always
-    have different rewards, even if all of them are correct. A policy that learned only from these differences
-    would lose its ability to solve problems.
+    The verdicts are compared, not the rewards. With a shaped reward, such as one for short answers, the
+    episodes of a problem nearly always have different rewards, even if all of them are correct. A policy that
+    learned only from these differences would lose its ability to solve problems.
     """
     verdicts: dict[int, set[bool]] = {}
     for episode in batch.episodes:

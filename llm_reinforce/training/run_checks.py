@@ -1,4 +1,4 @@
-"""Checks of a run: before the first update, and after the episodes and the gradient of each update.
+"""Checks before the first update of a run, and after the sampling and the gradient steps of each batch.
 
 If a check raises a `RunStoppedError`, `TrainingLoop` saves a checkpoint.
 """
@@ -50,15 +50,17 @@ def check_answers(
 
 
 def check_corrected(reinforce: ReinforceConfig, server: SamplingServer | None) -> None:
-    """If a server samples, check that the loss corrects the differences between server and policy.
+    """Check that the loss has importance weights or clipping if a server samples the episodes.
+
+    The probabilities of the server differ slightly from those of the policy, so the episodes are off-policy.
 
     Raises:
         InputError: if neither importance weights nor clipping is set.
     """
     if server is not None and reinforce.importance is None and not reinforce.clip:
         raise InputError(
-            "reinforce: nothing corrects the differences between the probabilities of the server, which "
-            "samples the episodes, and those of the policy; set importance: {level: per_decision}"
+            "reinforce: the probabilities of the server that samples the episodes differ from those of the "
+            "policy, and nothing corrects these differences; set importance: {level: per_decision}"
         )
 
 
@@ -73,7 +75,7 @@ def check_shares(reinforce: ReinforceConfig, num_processes: int) -> None:
         in_each = "" if reinforce.updates_per_batch == 1 else " times reinforce.updates_per_batch"
         raise InputError(
             f"reinforce.problems_per_update ({reinforce.problems_per_update}) must be a multiple of the "
-            f"number of processes{in_each}, which is {num_shares}; change this setting"
+            f"number of processes{in_each}, which is {num_shares}; change reinforce.problems_per_update"
         )
 
 
@@ -135,7 +137,7 @@ class RunChecks:
 
         Args:
             state: train state before the update.
-            sample: episodes of the batch, and counts of the failures, which include replaced episodes.
+            sample: episodes of the batch, and counts of the failures, including those of replaced problems.
             estimate: returns and advantages of the batch.
             say: function that shows a message to the user.
 
@@ -213,7 +215,7 @@ class RunChecks:
     def check_weights(
         self, before: TrainState, outcomes: Sequence[UpdateOutcome], say: Callable[[str], None]
     ) -> None:
-        """After the first update of a run, report if `importance` has no effect because all weights are 1."""
+        """Report that `importance` has no effect if all weights are 1 in the first update of the run."""
         counts = outcomes[0].counts
         are_ones = counts.num > 0 and counts.total == counts.squares == counts.num
         is_on_policy = self.reinforce.importance is not None and self.reinforce.updates_per_batch == 1

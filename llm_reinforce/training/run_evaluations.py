@@ -1,4 +1,4 @@
-"""Evaluations during a run. Pending evaluations are made, shown and recorded."""
+"""Make, show and record the evaluations of a run."""
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -61,10 +61,10 @@ class RunEvaluations:
         is_stopped: Callable[[], bool],
         is_first_or_last: bool,
     ) -> TrainState:
-        """Make the pending evaluations. Each process answers its share of the problems.
+        """Make the evaluations that are due or were interrupted, which are in `state.pending_evaluations`.
 
-        If a stop is requested in any process, the evaluation in progress and the evaluations after it remain
-        pending.
+        Each process answers its share of the problems. If a stop is requested in any process, the evaluation
+        in progress is abandoned. This evaluation and the evaluations after it remain pending.
 
         Args:
             policy: the policy.

@@ -65,7 +65,7 @@ def digest_of(problems: Iterable[Problem]) -> dict[str, Any]:
     for problem in problems:
         values = {each.name: getattr(problem, each.name) for each in fields(problem)}
         values["columns"] = dict(problem.columns)
-        # a value that is not JSON is represented by its type, because its `repr` may contain a memory address
+        # a value that JSON cannot represent is replaced by its type; its `repr` may contain a memory address
         line = json.dumps(values, sort_keys=True, default=lambda value: type(value).__qualname__)
         digest.update(line.encode("utf-8") + b"\n")
         count += 1

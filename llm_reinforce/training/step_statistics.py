@@ -16,7 +16,7 @@ from llm_reinforce.policy import local_tensor
 # The statistics take 0.6 s per 100 million weights on one core. For a policy with more than LARGE weights,
 # the statistics are therefore computed only in every EVERY-th update.
 LARGE, EVERY = 10_000_000, 5
-LEAST = 1e-9  # if mean_of_noise is closer to 1 than this number, the signal share has no value
+LEAST = 1e-9  # minimum of 1 - mean_of_noise, below which the signal share cannot be computed
 
 
 @dataclass(frozen=True, slots=True)

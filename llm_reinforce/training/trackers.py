@@ -225,7 +225,7 @@ def _tracker(name: str, config: Config, directory: RunDirectory, own_id: str, *,
     arguments: dict[str, Any] = {}
     match name:
         case "tensorboard":
-            # the name must suit a folder, because the tracker creates a folder with this name
+            # this tracker creates a folder with this name, so unsuitable characters are replaced
             return new(re.sub(r"[^\w.-]+", "_", run_name).lstrip(".") or "run", own_folder)
         case "aim":
             return new(run_name, own_folder, experiment=project, run_hash=None if is_new else own_id)

@@ -57,12 +57,12 @@ class TrainingResult:
             is made before the first update, but after the warm start if there is one. An Evaluation has
             `accuracy`, `interval` (95%), `correct` and `total`.
         after: last evaluation of the run, as a dict like `before`.
-        comparisons: difference between `before` and `after`, by decoding and then by criterion. The criterion
-            "accuracy" always exists. The criterion "strict" exists if any completion gives its answer after
-            `####`, as in GSM8K, and counts only such answers as correct. Empty if there is only one
-            evaluation.
+        comparisons: difference between `before` and `after`, by decoding and then by criterion; empty if
+            there is only one evaluation. The criterion "accuracy" counts all correct answers. The criterion
+            "strict" counts only correct answers after `####`, as in GSM8K. It is left out if no completion
+            contains a correct answer after `####`.
         warnings: signs that the policy did not learn, one sentence each, such as a gradient that was zero in
-            several updates in a row. During the run, the worst sign found after an update is also shown.
+            several updates in a row. During the run, only the worst new sign after each update is shown.
         policy: the trained policy.
         state: train state at the end of the call. It contains the numbers of updates and of sampled tokens,
             among other things.
@@ -257,7 +257,7 @@ class ReinforceTrainer:
 
     @property
     def loop(self) -> TrainingLoop:
-        """Training loop of the run, which has the optimizer, the schedule and the problems."""
+        """Training loop of the run. Its attributes include the optimizer and the learning-rate schedule."""
         return self._loop
 
     @property
@@ -271,8 +271,8 @@ class ReinforceTrainer:
     def train(self, *, resume: bool = False, overwrite: bool = False) -> TrainingResult:
         """Train to the last update and return the result.
 
-        The policy is evaluated before the first update, every `evaluation.every` updates, and after the last
-        update.
+        The policy is evaluated before the first update, every `evaluation.every` updates (or sampled tokens,
+        see `evaluation.unit`), and after the last update.
 
         Args:
             resume: continue the run in `output_dir` from its newest checkpoint. The settings of the trainer
@@ -324,8 +324,8 @@ class ReinforceTrainer:
         """Return the result so far. This method can be called during or after a loop over `updates`.
 
         Args:
-            history: value of the attribute `history` of the result.
-            seconds: value of the attribute `seconds` of the result.
+            history: metrics of each update, which become the attribute `history` of the result.
+            seconds: duration of training, which becomes the attribute `seconds` of the result.
         """
         loop = self._loop
         evaluations: dict[str, dict[int, Evaluation]] = {}  # by decoding and number of updates
@@ -349,7 +349,7 @@ class ReinforceTrainer:
     def preview(self, *, num_problems: int = 2, num_episodes: int = 2) -> Preview:
         """Sample a few episodes and call the reward functions, without training or writing files.
 
-        A server of the run is asked which model it serves, and gets no weights.
+        If the run uses a server, the server is only asked which model it serves.
 
         Args:
             num_problems: number of training problems to use, starting with the first problem.

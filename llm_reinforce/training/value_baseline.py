@@ -22,9 +22,9 @@ class Prediction:
     """Predictions of the value head for an update's episodes, made before the head is fitted to them.
 
     Attributes:
-        values: V(s_t) at each action, on the CPU; zero in padding. In a run with several processes, the
-            training loop replaces these values by the values for the episodes of all processes.
-        features: hidden states of the policy from which V was predicted for the episodes of this process, on
+        values: V(s_t) at each action, on the CPU; zero in padding. The method `predict` returns the values of
+            this process's episodes, and the training loop replaces them with those of all processes.
+        features: hidden states of the policy from which V was predicted, for the episodes of this process, on
             the policy's device.
     """
 

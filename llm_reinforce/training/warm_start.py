@@ -1,7 +1,7 @@
-"""Supervised warm start: train on the solutions of the problems as if the policy had sampled these solutions.
+"""Supervised warm start: train the policy on the solutions of problems before the policy-gradient updates.
 
-The loss is the policy-gradient loss with all advantages equal to 1: an episode of T actions is T labeled
-examples.
+The solutions are treated as if the policy had sampled them: the loss is the policy-gradient loss with all
+advantages equal to 1.
 """
 
 import math
@@ -44,11 +44,11 @@ def warm_start(
     seed: int,
     is_stopped: Callable[[], bool],
 ) -> int:
-    """Train the policy by supervised updates, which precede the policy-gradient updates.
+    """Train the policy on the solutions of problems, with an optimizer of its own.
 
-    The policy is trained on the solution of each problem, or on the answer if a problem has no solution. The
-    optimizer is used only for the warm start. The loss of an update is the mean of -log π(a_t | s_t) over the
-    tokens of the update's solutions, in nats. Several processes share the problems of an update.
+    If a problem has no solution, the policy is trained on the answer. The loss of an update is the mean of
+    -log π(a_t | s_t) over the tokens of the update's solutions, in nats. Several processes share the problems
+    of an update.
 
     Args:
         policy: the policy.

@@ -1,5 +1,5 @@
 "use strict";
-// The episodes: one update at a time, tokens colored by one of their numbers, and one problem at several updates.
+// The sections "Episodes" (the episodes of one update, with colored tokens) and "One problem over time".
 (function () {
   const NAMES = { advantage: "advantage", log_prob: "log-probability", entropy: "entropy", return: "return",
     weight: "importance weight" };
@@ -186,7 +186,7 @@
   options(get("verdict"), [["", "any"], ["right", "right"], ...reasons.map((reason) => [reason, `wrong: ${reason}`]),
     ["truncated", "truncated"]]);
   get("episodes-note").textContent = !episodes.length ? "No episode is recorded yet."
-    : numShown < numUpdates ? `Episodes are recorded for ${numUpdates} updates. This page shows the episodes of ${numShown} of these updates, at equal distances. The file episodes.jsonl contains all recorded episodes.`
+    : numShown < numUpdates ? `Episodes are recorded for ${numUpdates} updates. This page shows the episodes of ${numShown} evenly spaced updates. The file episodes.jsonl contains all recorded episodes.`
     : "This page shows the recorded episodes of each update. The setting training.logged_episodes limits the number of episodes per update. To see the values of a token, point at it, or move to it with the arrow keys.";
   const restart = () => { state.shown = PAGE; show(); };
   ["update", "search"].forEach((id) => get(id).addEventListener("input", restart));

@@ -573,7 +573,7 @@ def test_invalid_evaluations_are_refused(finished: Path, tmp_path: Path) -> None
     data.write_text('{"prompt": "1+1=", "answer": "2"}\n')
     arguments = ["evaluate", "--policy", str(finished), "--data"]
     assert "no such file" in refused(*arguments, "nowhere.jsonl")
-    assert "none of the data sets is read from the hub" in refused(*arguments, str(data), "--split", "test")
+    assert "none of the given data sets has splits" in refused(*arguments, str(data), "--split", "test")
     assert "add --decoding sampled" in refused(*arguments, str(data), "--samples-per-problem", "2")
     assert "should contain {prompt}" in refused(*arguments, str(data), "--template", "x")
     assert "exceed the context of the policy (24 tokens)" in refused(

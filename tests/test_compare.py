@@ -400,7 +400,7 @@ def test_all_variants_have_the_same_seeds_and_tokens(
         shape_of = run.recipe.reinforce
         num_episodes = shape_of.problems_per_update * shape_of.episodes_per_problem
         assert training.num_updates * num_episodes >= 1000 > (training.num_updates - 1) * num_episodes
-    assert str(unlike_problems(runs)).startswith("few: not evaluated on the problems of small, so")
+    assert str(unlike_problems(runs)).startswith("few: evaluated on other problems or prompts than small, so")
 
 
 def test_failing_run_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,8 +9,8 @@ the wrong class. The reward of the correct class is c(x) + w in every state. The
 
     E ĝ = E_x[w p (1 - p) u],   p = π(y|x),   u = x for y = 1, -x for y = 0
 
-and does not depend on c(x). The variance E‖ĝ‖² - ‖E ĝ‖² depends on c(x): ∇log π is (1 - p) u for the correct
-class and -p u for the wrong class, and therefore
+and does not depend on c(x). The variance E‖ĝ‖² - ‖E ĝ‖² depends on c(x), because its first term does. Since
+∇log π is (1 - p) u for the correct class and -p u for the wrong class, this term is
 
     E‖ĝ‖² = E_x[(p (1 - p)² (w + c)² + (1 - p) p² c²) ‖x‖²]
 """

@@ -1,13 +1,12 @@
 """Gradient variance after a constant is added to every reward.
 
 This is the first claim of the article "The Beauty of Reinforcement Learning (1) – Intro of Policy Based
-Methods". The claim is that the level of the returns is arbitrary, because a constant can be added to every
-return, and that such a constant adds variance to the gradient.
+Methods": adding a constant to every reward does not change which policy is better, but it adds variance to
+the gradient.
 
-Adding a constant c to every reward does not change the ranking of policies. Let g_t be the return from action
-t on. If the discount is 1 and the constant is added to the terminal reward, the gradient of an episode
-changes from v = Σ_t g_t ∇log π to v + c s, with s = Σ_t ∇log π. The expectation of s is 0, so the expected
-gradient does not change. The variance of plain REINFORCE is
+Let g_t be the return from action t on, v = Σ_t g_t ∇log π and s = Σ_t ∇log π. If the discount is 1 and a
+constant c is added to the terminal reward, the gradient of an episode changes from v to v + c s. The
+expectation of s is 0, so the expected gradient does not change. The variance of plain REINFORCE is
 
     V(c) = V(0) + 2 c E⟨v, s⟩ + c² E‖s‖²
 
@@ -54,9 +53,9 @@ class ConstantVariance:
     Attributes:
         constant: the constant added to every reward.
         baseline: name of the baseline.
-        predicted: variance predicted by the formula in the module's docstring, and computed from episodes
-            that are not used for `measured`. It is predicted only for plain REINFORCE (baseline "none"), and
-            is None for the other baselines.
+        predicted: variance predicted by the formula in the module's docstring, from episodes that are not
+            used for `measured`. None for baselines other than "none", because the formula is valid only for
+            plain REINFORCE.
         measured: variance tr Cov(ĝ) of one episode, estimated from the measured episodes.
     """
 
@@ -79,8 +78,8 @@ def measure_constant_claim(
     """Measure the gradient variance with each baseline, after a constant is added to every reward.
 
     The variance is measured for several constants, on one half of the problems. For plain REINFORCE, the
-    variance is also predicted from the other half of the problems. The policy is not trained, except by the
-    recipe's warm start.
+    variance is also predicted from the other half of the problems. The policy is trained only by the recipe's
+    warm start, if there is one.
 
     Args:
         recipe: the name of a built-in recipe, a recipe file, the directory of a run, or a Config.
@@ -219,13 +218,13 @@ def _predictor(
 ) -> Callable[[float], float]:
     """Return a function that predicts V(c), the variance of plain REINFORCE if c is added to every reward.
 
-    The prediction needs two gradients of each episode, called s and v in the docstring of the module: s is
-    the gradient with all returns equal to 1, and v is the gradient with the actual returns.
+    The prediction needs two gradients of each episode: v, with the actual returns, and s, with all returns
+    equal to 1.
 
     Args:
         gradients: for each episode, the gradients of all estimators. The gradients s and v are among them.
         groups: group of each episode.
-        is_used: for each group, True if the prediction is computed from it.
+        is_used: for each group, True if its episodes are used for the prediction.
         of_ones: index of the estimator whose gradient is s. The gradient of the next estimator is v.
         group_size: number of episodes per group.
     """

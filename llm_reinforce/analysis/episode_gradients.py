@@ -1,11 +1,12 @@
 """Contribution of each episode to the policy gradient, for each estimator and with a fixed policy.
 
 Every estimator is the sum of A_t ∇log π(a_t|s_t) over all episodes and their actions t. Estimators differ
-only in the weights A_t. For one episode, each estimator has a vector of weights, with one weight per action.
-The vectors of all estimators span a space. The vectors of an orthonormal basis of this space are called
-*directions*, and one backward pass is made for each direction. If the weights of all estimators are constant
-over the episode, there is only one direction. With step rewards or a learned baseline, there are a few
-directions. The gradient of each estimator is a linear combination of the gradients along these directions.
+only in the weights A_t. One backward pass per estimator and episode would be slow, so backward passes are
+shared. For one episode, each estimator has a vector of weights, with one weight per action. The vectors of an
+orthonormal basis of the space that these vectors span are called *directions*. One backward pass is made for
+each direction, and the gradient of each estimator is a linear combination of the results. If the weights of
+all estimators are constant over the episode, there is only one direction. With step rewards or a learned
+baseline, there are a few.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,8 +31,8 @@ class EpisodeGradients:
     """The gradient of every episode for every estimator, stored as a linear combination of rows.
 
     Attributes:
-        rows: for each episode, the gradients of a few weighted sums of its log-probabilities; see the
-            docstring of the module. Each row is a complete gradient, or a sketch (random projection) of it.
+        rows: for each episode, one gradient per direction; see the docstring of the module. Each row is a
+            complete gradient, or a sketch (random projection) of it.
         coefficients: coefficient of each row in the gradient of each estimator.
         episode_of: for each row, the index of its episode.
     """

@@ -97,9 +97,9 @@ def action_weights(estimator: Estimator, collected: MeasuredEpisodes) -> Float[T
     of the update. With these weights, the mean of the gradients of all groups equals the mean of the
     gradients of all updates.
 
-    The baseline of the credit `exact_norms` can only be computed from gradients. For this credit, the
-    function returns the weights of the gradient s in `with_exact_norms`: the weights for returns of 0 and a
-    baseline of -1. `with_exact_norms` later replaces the gradient s with v - b s.
+    The baseline b of the credit `exact_norms` can only be computed after the gradients. For this credit, the
+    function returns the weights of the gradient s, which are those for returns of 0 and a baseline of -1.
+    `with_exact_norms` later replaces the gradient s with v - b s.
     """
     parts = []
     for number, update in enumerate(collected.updates):
@@ -123,9 +123,9 @@ def action_weights(estimator: Estimator, collected: MeasuredEpisodes) -> Float[T
 def with_exact_norms(
     gradients: EpisodeGradients, estimators: Sequence[Estimator], groups: Sequence[int]
 ) -> EpisodeGradients:
-    """Subtract the optimal constant baseline in the estimator whose credit is `exact_norms`.
+    """Return the gradients, with the optimal baseline subtracted for the estimator with credit `exact_norms`.
 
-    In this estimator, the gradient of episode i becomes v_i - b_i s_i, with the sums
+    For this estimator, the gradient of episode i becomes v_i - b_i s_i, with the sums
 
         v_i = Σ_t γ^t g_t ∇log π(a_t | s_t),   s_i = Σ_t γ^t ∇log π(a_t | s_t)
 

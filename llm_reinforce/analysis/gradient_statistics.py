@@ -2,10 +2,11 @@
 
 A group consists of the episodes of one problem. The vector h_k of group k is the contribution of the group's
 episodes to the gradient of the update. It is scaled so that the gradient of the update is the mean of the
-vectors. Problems are drawn independently, so the vectors are independent. All norms, distances and angles can
-be computed from the Gram matrix H[k, l] = ⟨h_k, h_l⟩. This matrix is small. The gradients, which have
-millions of components, are needed only to compute the matrix. Sketches (random projections) of the gradients
-can be used instead of the gradients.
+vectors. Problems are drawn independently, so the vectors are independent.
+
+The vectors have millions of components, but all statistics are computed from the small Gram matrix
+H[k, l] = ⟨h_k, h_l⟩. The inner products can also be computed from sketches (random projections) of the
+vectors.
 """
 
 import warnings
@@ -59,10 +60,7 @@ def total_variance(gram: Gram, weights: Weights) -> Values:
 
 
 def variance_error(gram: Gram, weights: Weights) -> Values:
-    """Return the standard error of `total_variance`.
-
-    The error is computed from the variance of ‖h - E h‖² over the groups, where h is the gradient of a group.
-    """
+    """Return the standard error of `total_variance`, computed from the variance of ‖h - E h‖² over groups."""
     num_drawn = weights.sum(axis=-1, keepdims=True)
     inner = weights @ gram / num_drawn  # ⟨mean, h_k⟩ for each group k
     squares = np.diagonal(gram) - 2 * inner + (inner * weights).sum(axis=-1, keepdims=True) / num_drawn
@@ -126,9 +124,9 @@ def bootstrap_interval(
     """Return the statistic of all groups, with a bootstrap interval computed by resampling whole groups.
 
     On toy policies, the method `BCa` had the best coverage for variances and ratios, and the method
-    `percentile` had the best coverage for values near zero, such as squared norms. If `BCa` gives no
-    interval, `percentile` is used instead. `BCa` gives no interval if the statistic has the same value in all
-    resamples, or if the statistics of all resamples lie on one side of the statistic of the original groups.
+    `percentile` had the best coverage for values near zero, such as squared norms. `BCa` is undefined if all
+    resamples have the same value, or if their values are all above or all below the value of the original
+    groups. In these cases, `percentile` is used instead.
 
     Source: Efron & Tibshirani 1993, chapters 13 and 14.
     """
@@ -207,9 +205,8 @@ def jackknife_interval(cosine: float, without_one: Float[np.ndarray, " group"]) 
         z = artanh cos,   from tanh(z - t e) to tanh(z + t e)
 
     Here e is the jackknife estimate of the standard error of z, and t is the quantile of Student's
-    distribution. The cosine is measured between the mean vectors of two halves of the groups. A bootstrap is
-    not suitable, because it draws some groups several times. This makes the two mean vectors noisier, and the
-    angle between them larger.
+    distribution. A bootstrap is not suitable. Because it draws some groups several times, the mean vectors of
+    the two halves become noisier, and the angle between them becomes larger.
 
     Source of the jackknife: Efron & Tibshirani 1993, chapter 11.
 

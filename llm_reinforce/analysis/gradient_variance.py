@@ -4,7 +4,7 @@ The article "The Beauty of Reinforcement Learning (1)" says that plain REINFORCE
 module measures this variance and the effect of each baseline on it. For the gradient ĝ of an update of N
 episodes, it computes:
 
-    variance     V = N tr Cov(ĝ)              per episode: an update of N episodes has the variance V / N
+    variance     V = N tr Cov(ĝ)              variance per episode; an update has the variance V / N
     SNR            = ‖E ĝ‖² / tr Cov(ĝ)        signal-to-noise ratio, for updates of the recipe's size
     noise scale  B = V / ‖E ĝ‖²                number of episodes for an SNR of 1
     cosine         = cos(ĝ, ĝ')                between independent halves of the episodes
@@ -142,7 +142,7 @@ def measure_variance(
         measured = measure_variance("price", policy="runs/price")
         {each.name: each.variance.value for each in measured.estimators}
 
-    The policy is not trained, except by the recipe's warm start.
+    The policy is trained only by the recipe's warm start, if there is one.
 
     Args:
         recipe: the name of a built-in recipe, a recipe file, the directory of a run, or a Config.
@@ -343,7 +343,8 @@ def _bias(own: Gram, cross: Gram, reference: Gram, seed: int) -> tuple[IntervalE
     """Return ⟨E ĝ, ∇J⟩ / ‖∇J‖² and ‖E ĝ - ∇J‖ / ‖∇J‖ of an estimator, each with its interval.
 
     Let h be the groups' gradients by the estimator, and h' the groups' gradients by the reference estimator,
-    whose expectation is ∇J. The two results are computed from the differences between h and h'.
+    whose expectation is ∇J. The results are computed from the differences h - h', in which much of the noise
+    cancels, because both estimators use the same episodes.
 
     Args:
         own: inner products between the gradients h.

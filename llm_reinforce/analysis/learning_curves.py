@@ -3,8 +3,8 @@
 The learning curve of a run is the run's accuracy as a function of the number of tokens sampled so far. A
 variant is a recipe, possibly with changed settings. Every variant has one run, and therefore one curve, per
 seed. Measures of a curve are, for example, its final accuracy and the area under it. The seeds are treated as
-a random sample. The intervals of a measure are computed over seeds. Two variants are compared in pairs of
-runs with the same seed. The functions have no side effects.
+a random sample, over which the intervals of a measure are computed. Two variants are compared in pairs of
+runs with the same seed.
 """
 
 import itertools
@@ -105,9 +105,9 @@ class ComparedRuns:
         name: name of the variant.
         measures: the measures by name. `final` is the final accuracy, `area` is the area under the curve
             (both are in 0..1), and `tokens` is the number of tokens to the target accuracy. `timed` is the
-            accuracy after an equal time: for each seed, the time that the fastest variant needed to use up
-            its budget. `timed` is missing if there is only one variant, or if the durations of the updates
-            are unknown.
+            accuracy after an equal time, which for each seed is the duration of the shortest run with this
+            seed. `timed` is missing if there is only one variant, or if the durations of the updates are
+            unknown.
         num_reached: number of runs that reached the target accuracy within the budget. For a run that did not
             reach it, the value of the measure `tokens` is the budget.
         differences: for each measure, the difference between this variant and the first variant; empty for
@@ -242,12 +242,13 @@ def _half_width(values: np.ndarray) -> np.ndarray:
 def difference_of(values: Sequence[float], others: Sequence[float]) -> Difference:
     """Return the mean of the differences `values` minus `others`, with its interval and p-values.
 
-    The two sequences contain one value per seed, for the same seeds in the same order. The interval and the
-    first p-value come from Student's paired t-test. The second p-value comes from the sign-flip test (Fisher
-    1935), computed by scipy's permutation test. The signs of n differences can be flipped in 2ⁿ ways. The
-    second p-value is the share of these 2ⁿ ways in which the mean is at least as far from 0 as the observed
-    mean. The sign-flip test makes fewer assumptions than the t-test, but its p-value is never below 2 / 2ⁿ,
-    which is 0.06 for five seeds.
+    The two sequences contain one value per seed, for the same seeds in the same order. The interval and
+    `t_p_value` come from Student's paired t-test.
+
+    `flip_p_value` comes from the sign-flip test (Fisher 1935), computed by scipy's permutation test. The
+    signs of n differences can be chosen in 2ⁿ ways. The p-value is the share of these choices for which the
+    mean is at least as far from 0 as the observed mean. The sign-flip test makes fewer assumptions than the
+    t-test, but its p-value is never below 2 / 2ⁿ, which is 0.06 for five seeds.
 
     Raises:
         ValueError: if the two sequences differ in length.

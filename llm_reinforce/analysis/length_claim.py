@@ -1,7 +1,7 @@
 """Growth of the gradient variance with the length of the episodes.
 
-This is a claim of the article "The Beauty of Reinforcement Learning (1) – Intro of Policy Based Methods": the
-returns of an episode are correlated, which adds variance in long episodes.
+The article "The Beauty of Reinforcement Learning (1) – Intro of Policy Based Methods" claims that the returns
+of an episode are correlated, and that this adds variance in long episodes.
 
 The first experiment tosses N coins. The variance of the number of heads is N/4 for N independent coins, and
 N²/4 for a single coin whose result is counted N times.
@@ -26,8 +26,8 @@ variance to a third if rewards are given immediately. With the state-dependent b
 grows only as T². If the reward is a verdict on the first toss, the variance grows as T, although the later
 actions do not affect the reward. The state-dependent baseline removes the contribution of the later actions.
 
-The exact variance is smaller, because the squared expectation of each term is subtracted. The prediction
-omits these squares. They are small compared with the terms above, except with the baseline V(s_t).
+The prediction is too large, because the exact variance is the sum minus the squared norms of the terms'
+expectations. These are small compared with the sum, except with the baseline V(s_t).
 """
 
 from collections.abc import Callable
@@ -114,11 +114,12 @@ class LengthVariance:
 
 @dataclass(frozen=True, slots=True)
 class LengthClaim:
-    """Results of the two experiments of this module: variances of the number of heads, and of gradients.
+    """Results of the two experiments that the module's docstring describes.
 
     Attributes:
         coins: variances of the number of heads for several numbers of coins.
-        lengths: gradient variances, one for each length of the episodes, estimator and time of the rewards.
+        lengths: gradient variances, one for each combination of episode length, estimator and time of the
+            rewards.
     """
 
     coins: tuple[CoinVariance, ...]

@@ -22,7 +22,7 @@ PATIENCE = 10  # fitting of the value head stops after this number of fits witho
 
 @dataclass(frozen=True, slots=True)
 class MeasuredEpisodes:
-    """Episodes of one policy, from which the gradient of every estimator is computed.
+    """Episodes of one policy for computing gradients, and baselines fitted to other episodes of this policy.
 
     Attributes:
         updates: the episodes of each update. Groups of different updates have different group numbers.
@@ -55,9 +55,8 @@ def collect_updates(
 ) -> MeasuredEpisodes:
     """Collect episodes of `num_problems` problems, which are drawn with replacement.
 
-    In training, the moving average and the value head are baselines that learn from earlier episodes. This
-    function therefore first collects an equal number of other episodes, and fits the moving average and the
-    value head to them.
+    In training, the baselines `moving_average` and `value` learn from the episodes of earlier updates. This
+    function therefore first collects an equal number of other episodes, and fits these baselines to them.
 
     Args:
         policy: the policy.

@@ -20,8 +20,8 @@ def config_to_measure(
 ) -> Config:
     """Return the settings of the recipe. If `policy` is given, it replaces the policy of the recipe.
 
-    The setting `reinforce.kl` is set to None. A warning is issued if the recipe has settings that a
-    measurement ignores, such as `reinforce.kl`.
+    A measurement ignores settings that add other terms to the objective or change how problems are drawn.
+    `reinforce.kl` is therefore set to None. A warning names the ignored settings that the recipe uses.
 
     Raises:
         InputError: if the recipe is invalid, or has only one episode per problem.

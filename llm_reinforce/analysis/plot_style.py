@@ -1,7 +1,7 @@
 """Style and file formats (PNG and SVG) of all plots. Plots need matplotlib, an optional dependency.
 
-The palette is that of Okabe and Ito (2008). Color-blind people can distinguish its colors. Each color has its
-own dash pattern and marker, so that plots can also be read in grayscale.
+The colors are those of Okabe and Ito (2008), which color-blind people can distinguish. Each color is used
+with one dash pattern and one marker, so that plots can also be read in grayscale.
 """
 
 from collections.abc import Iterator

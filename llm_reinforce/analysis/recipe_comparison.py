@@ -111,8 +111,8 @@ def compare(
         evaluations: number of evaluations per run, at equal intervals of sampled tokens.
         show_progress: if True, show progress bars and messages. By default, they are shown on a terminal and
             in a notebook.
-        stopping: function that installs handlers of the signals that stop the comparison. The argument is
-            used by the command line; see `Stopping`.
+        stopping: function that installs handlers of the signals that stop the comparison, as the command line
+            does; see `Stopping`.
 
     Raises:
         InputError: if an argument or a recipe is invalid, or if the directory of a run contains files that
@@ -189,7 +189,7 @@ def _check_answers(runs: Sequence[PlannedRun]) -> None:
 
 
 def _recorded_date(runs: Sequence[PlannedRun]) -> str | None:
-    """Return the chat-template date of the first run that has recorded a date; None without such a run."""
+    """Return the chat-template date of the first run that has recorded a date; None if no run has."""
     of_runs = (with_recorded_date(run.directory, run.recipe).policy.chat_template_date for run in runs)
     return next(filter(None, of_runs), None)
 

@@ -15,7 +15,7 @@ from llm_reinforce.runs import RunDirectory
 from llm_reinforce.training import differing_settings
 
 NAME = re.compile(r"\w[\w .,+=@()-]{0,59}")  # valid as the name of a directory and as a label in a plot
-OWN_KEYS = {  # settings that `compare` sets itself, and the argument that the user can give instead
+OWN_KEYS = {  # settings that `compare` sets itself, each with the reason and the argument to use instead
     "output_dir": (
         "runs are written to the directory of the comparison; choose this directory with `output_dir` "
         "(--output)"
@@ -251,7 +251,7 @@ def _progress(run: PlannedRun) -> Literal["done", "begun", "new"]:
 
 
 def unlike_problems(runs: Sequence[PlannedRun]) -> str | None:
-    """Return a warning if the recipes are not evaluated on the same problems, otherwise None."""
+    """Return a warning if the recipes are not evaluated on the same problems and prompts, otherwise None."""
 
     def evaluated_on(run: PlannedRun) -> tuple[object, ...]:
         evaluation = run.recipe.evaluation
@@ -263,8 +263,8 @@ def unlike_problems(runs: Sequence[PlannedRun]) -> str | None:
         return None
     names = ", ".join(unlike)
     return (
-        f"{names}: not evaluated on the problems of {first[0].variant}, so the accuracies can't be compared "
-        f"directly with those of {first[0].variant}"
+        f"{names}: evaluated on other problems or prompts than {first[0].variant}, so the accuracies can't "
+        "be compared directly; use the same settings of problems and evaluations in all recipes"
     )
 
 

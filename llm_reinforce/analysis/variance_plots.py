@@ -57,7 +57,7 @@ def plot_variance(measured: "GradientVariance", folder: Path) -> list[Path]:
 
 
 def plot_constant_claim(rows: "Sequence[ConstantVariance]", folder: Path) -> list[Path]:
-    """For each baseline, plot the gradient variance against the constant that is added to every reward.
+    """Plot the gradient variance with each baseline against the constant that is added to every reward.
 
     Returns:
         the written files.

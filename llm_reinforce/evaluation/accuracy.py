@@ -173,9 +173,8 @@ def answer_problems(
 
     The longest prompts are processed first. When a completion ends, the next prompt takes its place in the
     batch. Random numbers are drawn separately for each problem. Apart from rounding, the answers to a problem
-    therefore depend only on the policy, the seed and the index of the problem. A resumed evaluation gives the
-    same answers as an uninterrupted evaluation, and an evaluation that several processes share gives the same
-    answers as an evaluation in one process.
+    therefore depend only on the policy, the seed and the index of the problem. Resuming an evaluation, or
+    sharing it among several processes, does not change the answers.
 
     Args:
         decoding: `greedy` takes the most likely token at each step. `sampled` samples from the policy, as in
@@ -183,8 +182,8 @@ def answer_problems(
         samples_per_problem: number of completions per problem; must be 1 if `decoding` is `greedy`.
         seed: random seed of the sampling.
         batch_size: number of completions generated at the same time.
-        stop: strings at which a completion is cut before it is verified. They are needed, for example, if a
-            base model continues with another question after its answer.
+        stop: strings at which a completion is cut before it is verified. A base model, for example, often
+            continues with another question after its answer.
         progress: function that is called after each problem with the number of completed problems.
         journal: storage of the answers. Problems whose answers are already stored are skipped.
         on_step: function that is called after each step of the sampler; see `stream_completions`. If it

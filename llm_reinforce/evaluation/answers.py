@@ -141,10 +141,10 @@ def _majority_is_right(answers: Sequence[Answer]) -> bool:
 
 
 def _vote(answer: Answer) -> object:
-    """Return the value for which an answer counts in the majority vote.
+    """Return the value that an answer votes for in the majority vote.
 
-    This is True for every correct answer. For a wrong answer, it is the number in the answer or, if the
-    answer is not a number, its text.
+    All correct answers vote for True. A wrong answer votes for its number or, if it is not a number, for its
+    text.
     """
     if answer.correct:
         return True

@@ -87,10 +87,10 @@ class Comparison:
 
 
 def kind_of_failure(answer: Answer) -> Kind:
-    """Return the kind of failure of a wrong answer. It is the first of the following kinds that applies.
+    """Return the reason why a criterion rejects an answer: the first of the following kinds that applies.
 
-    - `format`: the verifier accepts the answer, or the last number of the text is correct, but the answer
-      does not have the form that the criterion requires.
+    - `format`: the value is correct, but not in the form that the criterion requires. The value is correct if
+      the verifier accepts the answer, or if the last number of the text is correct.
     - `truncation`: the completion was truncated at the token budget.
     - `arithmetic`: the value is wrong or missing, although the completion ended.
     """
@@ -113,7 +113,8 @@ def compare_by(before: Evaluation, after: Evaluation, criterion: Criterion = "ac
 
     With several samples per problem, every pair of a sample from the first evaluation and a sample from the
     second evaluation has the same weight. Let p be the share of a problem's samples that are correct, and f
-    the share that has a certain kind of failure. For this kind of failure, with the mean over problems,
+    the share that has a certain kind of failure. The part of this kind of failure is computed with means over
+    the problems:
 
         gained = mean (p_after f_before),   lost = mean (p_before f_after)
 
@@ -149,9 +150,9 @@ def compare_by(before: Evaluation, after: Evaluation, criterion: Criterion = "ac
 def compare_evaluations(before: Evaluation, after: Evaluation) -> dict[Criterion, Comparison]:
     """Compare two evaluations by accuracy, and by strict accuracy unless it is 0 in both evaluations.
 
-    Strict accuracy is measured with the strict extraction of lm-evaluation-harness, which requires the form
-    `#### 7`. The verifier accepts answers in many forms. Therefore only the comparison by strict accuracy
-    shows whether more answers have the required form.
+    The accuracy counts correct answers in any form that the verifier can read. The strict accuracy counts
+    only correct answers in the form `#### 7`, as the strict extraction of lm-evaluation-harness does. It
+    therefore also increases if more answers have this form.
 
     Raises:
         ValueError: if the two evaluations have different problems.

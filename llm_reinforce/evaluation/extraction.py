@@ -3,8 +3,7 @@ r"""The strict and the flexible answer extraction of lm-evaluation-harness for G
 Strict extraction takes the number after the first `#### `. Flexible extraction takes the last number.
 The extracted text is correct if it equals the reference answer after commas, dollar signs and a final period
 are removed from both texts. Therefore `8.0` does not match `8`. The verifier (`llm_reinforce.verify`)
-compares numbers instead of texts. If the verifier and one of the extractions disagree about an answer, the
-reason is the form of the answer.
+compares numbers instead of texts.
 
 Source: tasks/gsm8k/gsm8k.yaml of the harness, version 3. A test compares these functions with the patterns in
 that file.

@@ -6,7 +6,8 @@ from typing import Any
 
 from llm_reinforce.evaluation.accuracy import Evaluation
 
-# metric and filter of the harness for a measure; other measures keep their names and have the filter "none"
+# names of the metric and the filter with which the harness reports a measure; other measures keep their names
+# and have the filter "none"
 NAMES = {
     "strict": ("exact_match", "strict-match"),
     "flexible": ("exact_match", "flexible-extract"),

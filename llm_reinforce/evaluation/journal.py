@@ -1,4 +1,4 @@
-"""Answer file of an evaluation. With this file, an interrupted evaluation can be continued."""
+"""File that stores the answers of an evaluation, so that an interrupted evaluation can be continued."""
 
 import hashlib
 import json

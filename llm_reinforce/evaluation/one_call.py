@@ -62,8 +62,8 @@ def evaluate(
             LanguagePolicy.
         problems: the name of a data set, a file, a hub id, a list of dicts or Problems, or a
             `datasets.Dataset`.
-        split: split of a hub data set; `test` by default.
-        config: configuration of a hub data set.
+        split: split to evaluate if the data set has splits; `test` by default.
+        config: configuration of a data set on the hub or in a folder.
         prompt_column: column that contains the prompts. The default is the first of these columns that
             exists: `prompt`, `question`, `problem`, `messages`, `conversations`.
         answer_column: column that contains the reference answers. The default is the first of these columns
@@ -89,14 +89,15 @@ def evaluate(
         examples: data set from which the worked examples are taken, as a name, a path or problems. The
             default is the training split of the data set or, if there is none, the training problems of the
             policy's run.
-        stop: strings at which a completion is cut before it is verified.
+        stop: strings at which a completion is cut before it is verified. By default, if the template of the
+            data set is used, completions are cut where a new question begins.
         seed: random seed for sampling completions and choosing worked examples.
         batch_size: number of completions generated at the same time.
         output_dir: directory for all answers and `results.json`. To continue an interrupted evaluation, call
             the function again with the same directory.
         trust_remote_code: if True, Python code that comes with the model may run.
         show_progress: if True, show a progress bar. By default, it is shown on a terminal and in a notebook.
-            Notes, for example about problems that the policy was trained on, are printed on stderr, except if
+            Notes, for example about problems that the policy was trained on, are printed on stderr unless
             `show_progress` is False.
 
     Returns:

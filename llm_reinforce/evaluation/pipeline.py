@@ -69,8 +69,8 @@ class EvaluationRequest:
     """Policies, data sets and settings of an evaluation.
 
     Attributes:
-        policies: one policy, or two policies to compare, the baseline first. Each is a name, a path,
-            `(model, tokenizer)` or a LanguagePolicy.
+        policies: the policy to evaluate, or two policies to compare, of which the first is the baseline. Each
+            is a name, a path, `(model, tokenizer)` or a LanguagePolicy.
         sources: the data sets. Each is a name, a path, a list of dicts or Problems, or a `datasets.Dataset`.
         prompting: prompt template, token budget and temperature.
         split, config, prompt_column, answer_column, algebra: options for reading the data sets; see
@@ -81,7 +81,8 @@ class EvaluationRequest:
         few_shot: number of worked examples before each problem.
         examples: data set from which the worked examples are taken. None: the training split of the evaluated
             data set or, if there is none, the training problems of the policies' runs.
-        stop: strings at which a completion is cut. If empty, the default of the data set is used.
+        stop: strings at which a completion is cut. If it is empty and the default template of the data set is
+            used, the strings are those of `usual_stop`.
         seed: random seed for sampling completions and choosing worked examples.
         batch_size: number of completions generated at the same time.
         output_dir: directory for results and answers. If it contains an interrupted evaluation with equal
@@ -150,8 +151,7 @@ class DataSet:
         problems: the problems to evaluate. Their prompts are already inserted into the template.
         num_available: number of problems in the whole data set.
         template: prompt template, with `{prompt}` in place of the problem.
-        stop: strings at which a completion is cut. By default, this is the text with which a question begins
-            in the data set's template, so that a completion ends before a further question.
+        stop: strings at which a completion is cut.
         overlap: number of problems that are also training problems of the policies' runs, for each kind of
             overlap; empty if no training problems are known.
     """
@@ -187,8 +187,8 @@ def run_evaluations(
         progress: function that is called for each policy and data set to show progress; see `Progress`.
 
     Raises:
-        InputError: if a data set or a policy can't be loaded, or if the output directory can't be used, for
-            example because this process is one of several that would write to it.
+        InputError: if a data set or a policy can't be loaded, if the output directory can't be used, or if it
+            is given although several processes run this function.
     """
     if request.output_dir is not None:
         if num_processes() > 1:
@@ -244,8 +244,8 @@ def _training_problems(recipes: Sequence[Config | None], say: Say) -> list[Probl
             problems += untemplated_problems(recipe).train
         except InputError as error:
             say(
-                "can't check for train/test overlap, because the training problems of the run can't be read: "
-                f"{error}"
+                "can't check whether evaluated problems are training problems, because the training problems "
+                f"of the run can't be read: {error}"
             )
     return problems
 
@@ -255,8 +255,8 @@ def _read_set(request: EvaluationRequest, source: Any, trained_on: Sequence[Prob
     named = [str(each) for each in request.sources if isinstance(each, str | PathLike)]
     if (request.split or request.config) and not any(map(reads_split, named)):
         raise InputError(
-            "`split` and `config` (--split and --config on the command line) select part of a hub data set, "
-            "but none of the data sets is read from the hub; omit these settings"
+            "`split` and `config` (--split and --config on the command line) select part of a data set, but "
+            "none of the given data sets has splits; omit these settings"
         )
     name = str(source) if is_named else "problems"
     if is_named:
@@ -309,8 +309,8 @@ def _example_pool(
         return find_problems(name, split=part)
     if not trained_on:
         raise InputError(
-            f"few_shot: there is no training split of {name or 'the given problems'} to take worked examples "
-            "from; give a data set as `examples` (--examples on the command line)"
+            f"few_shot: {name or 'a list of problems'} has no training split from which worked examples can "
+            "be taken; give a data set as `examples` (--examples on the command line)"
         )
     return trained_on
 
@@ -361,10 +361,11 @@ def _side_directory(request: EvaluationRequest, number: int) -> Path | None:
 def _with_date_of_answers(
     request: EvaluationRequest, loaded: LanguagePolicy, data: DataSet, output: Path | None
 ) -> LanguagePolicy:
-    """Return the policy with the chat-template date with which the answers in `output` were given.
+    """Return the policy with the chat-template date that was used for the answers in `output`.
 
-    The chat template prints this date as the current date. The policy is returned unchanged if the request
-    sets a date, or if `output` contains no answers.
+    The chat template prints this date as the current date. If an evaluation is continued on another day, the
+    remaining prompts must contain the same date. The policy is returned unchanged if the request sets a date,
+    or if `output` contains no answers.
     """
     given = request.prompting.chat
     if output is None or (given and given.chat_template_date is not None):

@@ -26,8 +26,9 @@ class Prompting:
     """Prompt template, token budget and temperature of an evaluation.
 
     Attributes:
-        recipes: for each policy, the settings of its run. A policy that does not come from a run gets the
-            settings of the first policy that comes from a run, or None if there is no such policy.
+        recipes: for each policy, the settings of its run. If a policy does not come from a run, the settings
+            of the other policy's run are used, so that both are evaluated alike. None if no policy comes from
+            a run.
         template: prompt template, with `{prompt}` in place of the problem; None: the template of the data
             set.
         max_new_tokens: maximum number of tokens per completion.
@@ -56,8 +57,8 @@ def choose_prompting(
     default is used.
 
     Raises:
-        InputError: if a value is None and the two runs have different values, or if the template does not
-            contain `{prompt}`.
+        InputError: if a value is None but differs between the runs of two policies, or if the template does
+            not contain `{prompt}`.
     """
     if template is not None and "{prompt}" not in template:
         raise InputError(

@@ -12,9 +12,10 @@ def asdiv_rows(path: Path) -> Iterator[Row]:
     """Yield a row for each element `<Problem>` of the file.
 
     A row maps the name of each attribute of the element to its value, and the name of each child element to
-    the text of this child. A file with a document type definition (DTD) is rejected. XML entities can only be
-    declared in a DTD, so they can neither fill the memory nor read another file. A file that is not XML is
-    read as JSON.
+    the text of this child. A file that is not XML is read as JSON.
+
+    A file with a document type definition (DTD) is rejected. Entities can only be declared in a DTD, so an
+    accepted file cannot use entities to exhaust the memory or to include other files.
 
     Source: Miao et al. 2020; github.com/chaochun/nlu-asdiv-dataset.
 

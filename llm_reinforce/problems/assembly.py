@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class GivenProblems:
-    """Problems that a Python caller has passed as objects, and that the settings therefore do not define.
+    """Problems that a Python caller passed as objects. They replace the problems that the settings define.
 
     Attributes:
         train: training problems; None if the settings define them. If neither `held_out` nor the settings
@@ -41,13 +41,13 @@ def problems_from_config(
 ) -> ProblemSplit:
     """Return training and held-out problems, with their prompts inserted into the templates of the settings.
 
-    No training problem is also a held-out problem, except if the held-out source contains all training
-    problems. In this case, `say` is called with a message.
+    Training problems that are also in the held-out source are left out. If no training problem would remain,
+    all training problems are kept. In both cases, `say` is called with a message.
 
     Args:
         config: settings of the run.
         say: function that is called with messages about the problems, such as the number of training problems
-            that were left out because they are also held-out problems.
+            that were left out.
         given: problems that are used instead of the problems that the settings define.
 
     Raises:

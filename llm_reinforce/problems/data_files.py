@@ -125,8 +125,8 @@ def _list_rows(path: Path, rows: object) -> Iterator[Row]:
 def _lists_of_object(text: str) -> Mapping[str, list[object]] | None:
     """Return a mapping with the entries of a JSON object that are lists of objects.
 
-    Lists of chat messages do not count, because an object that contains chat messages is a row. The result is
-    None if the text is not a single JSON object, or if the object has no such lists.
+    Lists of chat messages are left out, because an object that contains a chat is a single row and not a
+    whole data set. The result is None if the text is not a single JSON object, or if no lists are found.
     """
     if not text.lstrip().startswith("{"):
         return None
@@ -281,7 +281,7 @@ def hub_rows(name: str, *, config: str | None, split: str, data_files: str | Non
         name: id of the data set.
         config: configuration of the data set; None for its default configuration.
         split: split of the data set.
-        data_files: path of the only file to load from the repository; None loads the files of the
+        data_files: path of a file in the repository; only this file is loaded. None: load the files of the
             configuration.
 
     Raises:

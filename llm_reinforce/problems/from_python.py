@@ -16,7 +16,7 @@ WANTED = "a data set's name, a file's path, a list of dicts or Problems, or a da
 
 
 def problems_from(source: Any, *, name: str = "problems", **options: Any) -> tuple[Problem, ...]:
-    """Return the problems of a data set or file given by its name, or of a Python object.
+    """Return the problems of a data set, a file or a Python object.
 
     Args:
         source: name of a data set, path of a file or folder, list of dicts, list of Problems,

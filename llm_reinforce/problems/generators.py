@@ -107,9 +107,10 @@ class _Stratum:
     def max_held_out(self) -> int:
         """Return the maximum number of expressions that can be held out.
 
-        In a small stratum, this is half of the expressions whose operands are all in `held_out_operands`. In
-        a large stratum, it is half of those expressions that the hash is expected to assign to the held-out
-        side, so that a few random draws are enough to find another expression to hold out.
+        In a small stratum, this is half of the expressions whose operands are all in `held_out_operands`.
+
+        In a large stratum, the hash is expected to assign a tenth of these expressions to the held-out side.
+        The maximum is half of this tenth. Drawing more of them at random would take too many draws.
         """
         source = self.of_held_out_operands()
         if self.is_listed():
@@ -334,9 +335,9 @@ def _problem(operation: str, expression: _Expression, form: str) -> Problem:
 
 
 def nearest_name(name: str, known: Iterable[str], count: int = 1) -> str:
-    """Return the known names most similar to a name as a hint, such as ` (did you mean 'gsm8k'?)`.
+    """Return a hint with the known names that are most similar to `name`, such as ` (did you mean 'gsm8k'?)`.
 
-    The result is empty if no known name is similar.
+    The hint is empty if no known name is similar.
     """
     nearest = difflib.get_close_matches(name, list(known), n=count, cutoff=0.5)
     return f" (did you mean {' or '.join(map(repr, nearest))}?)" if nearest else ""

@@ -65,9 +65,9 @@ def _decoded(text: str) -> object:
 
 
 def find_column(values: Mapping[str, object], given: str | None, usual: Sequence[str]) -> str | None:
-    """Return the name of the first wanted column that the row has, or None if the row has none of them.
+    """Return the name of the column that contains a prompt or an answer, or None if there is no such column.
 
-    The wanted columns are `given` or, if `given` is None, those in `usual`.
+    This is the column `given` or, if `given` is None, the first column in `usual` that the row has.
     """
     wanted = usual if given is None else (given,)
     return next((name for name in wanted if _value(values, name) is not _ABSENT), None)
@@ -147,7 +147,10 @@ def read_messages(value: object, place: str, column: str) -> tuple[Message, ...]
     )
     if all(message["role"] != "user" for message in messages):
         roles = ", ".join(str(message["role"]) for message in messages)
-        raise InputError(f"{place}: column {column!r} has no message of a user (roles: {roles})")
+        raise InputError(
+            f"{place}: column {column!r} has no message of a user (roles: {roles}); at least one message "
+            "must have the role 'user'"
+        )
     return messages
 
 

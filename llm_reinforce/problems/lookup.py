@@ -36,9 +36,9 @@ def find_problems(
     """Return the problems of a file, a folder or a data set.
 
     Args:
-        data: one of the following: the path of a file or folder, a name from NAMED_SETS, `generate:…`,
-            `reasoning_gym:…`, `owner/name` on the hub, or `NAME=PATH` for a local file or folder in the
-            published format of the data set NAME.
+        data: path of a file or folder, name from NAMED_SETS, `owner/name` on the hub, `generate:…` or
+            `reasoning_gym:…`. `NAME=PATH` is a local file or folder in the published format of the data set
+            NAME.
         config: configuration of a data set on the hub or of a folder.
         split: split of a named data set, of a data set on the hub, of a folder, or of a JSON file that is an
             object with several lists.
@@ -109,10 +109,12 @@ def kind_of(data: str) -> tuple[str, str]:
 def is_file_name(data: str) -> bool:
     """Return True if the text is the path of a data file or folder, even if it does not exist.
 
-    A text is a path if it exists, ends like the name of a data file, or looks like a path. A text looks like
-    a path if it begins with a drive such as `C:`, with `~`, with `.` or with a slash, or if it contains a
-    backslash or more than one slash. The name of a named data set, such as `gsm8k`, is not a path. For a
-    folder with this name, write `./gsm8k`.
+    A text is a path in three cases: a file or folder with this path exists, the text ends with the suffix of
+    a data file, or the text looks like a path. A text looks like a path if it begins with `~`, `.`, a slash
+    or a drive such as `C:`, or contains a backslash or at least two slashes.
+
+    The name of a named data set, such as `gsm8k`, is not a path. For a folder with this name, write
+    `./gsm8k`.
     """
     if not data or data.partition("=")[0] in NAMED_SETS:
         return False
@@ -124,9 +126,10 @@ def is_file_name(data: str) -> bool:
 
 
 def reads_split(data: str) -> bool:
-    """Return True if the data has splits, as data sets on the hub, folders and some JSON files do.
+    """Return True if a split of the data can be selected.
 
-    A data set on the hub is given by its id, such as `openai/gsm8k`, or by a name from NAMED_SETS.
+    This is the case for data sets on the hub, for most folders, and for JSON files with several lists. A data
+    set on the hub is given by an id, such as `openai/gsm8k`, or by a name from NAMED_SETS.
     """
     name, equals, path_text = data.partition("=")
     is_copy = bool(equals) and name in NAMED_SETS
@@ -143,10 +146,10 @@ def usual_template(data: str) -> str:
 
 
 def usual_stop(data: str) -> tuple[str, ...]:
-    """Return the strings at which a completion should be cut, because another question begins there.
+    """Return the default stop strings of a data set. Completions are cut where one of these strings begins.
 
-    The only such string is the text before `{prompt}` in the default template of the data set. If there is no
-    such text, the result is empty.
+    The only stop string is the text before `{prompt}` in the default template of the data set, because a new
+    question begins with this text. If there is no such text, the result is empty.
 
     >>> usual_stop("gsm8k"), usual_stop("problems.jsonl")
     (('Question:',), ())

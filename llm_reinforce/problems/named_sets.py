@@ -86,12 +86,12 @@ def _math500(row: Columns) -> Columns:
 
 
 def _renamed(row: Columns, **names: tuple[str, ...]) -> dict[str, object]:
-    """Return the row with additional columns, which are copies of its columns under other names.
+    """Return the row with additional columns, such as `prompt`, that copy columns with other names.
 
     Args:
         row: row to convert.
-        names: mapping from each new column name to the possible old names. The new column has the value of
-            the first old name that the row has.
+        names: mapping from the name of each new column to the names of the columns that it can copy. It
+            copies the first of them that the row has.
     """
     named = dict(row)
     for name, candidates in names.items():

@@ -48,7 +48,7 @@ class Overlap:
         return tuple(found)
 
     def summary(self) -> dict[str, int]:
-        """Return the lengths of `same` and `masked` and the number of evaluated problems, for a JSON file."""
+        """Return the numbers of pairs and of evaluated problems, for a JSON file."""
         return {"same": len(self.same), "masked": len(self.masked), "evaluated": self.num_evaluated}
 
 
@@ -80,7 +80,8 @@ def normal_text(prompt: str) -> str:
 def masked_text(prompt: str) -> str:
     """Return the result of `normal_text` with every number replaced by #.
 
-    The result is empty for a prompt such as `12+34=`, which has too few words to be compared without numbers.
+    The result is empty for a prompt with few words, such as `12+34=`, because many such prompts are equal
+    once their numbers are removed.
 
     >>> masked_text("Tom has 1,000 red apples."), masked_text("12+34=")
     ('tom has # red apples', '')

@@ -75,7 +75,7 @@ def judge(completion: str, problem: Problem, *, truncated: bool = False) -> Verd
 
     Args:
         completion: the completion to verify.
-        problem: the problem of which this is a completion.
+        problem: the problem that the completion answers.
         truncated: True if the completion ended because it reached the maximum length; see `verify`.
 
     Raises:
@@ -99,7 +99,7 @@ def have_answers(problems: Iterable[Problem]) -> bool:
 def judge_all(items: Sequence[tuple[str, Problem, bool]]) -> list[Verdict | None]:
     """Compare the final answers of several completions with the reference answers of their problems.
 
-    Algebraic answers are compared in parallel, so that slow comparisons do not wait for each other.
+    If any answer can be algebra, the comparisons run in parallel, because each can take up to two seconds.
 
     Args:
         items: for each completion, the tuple (completion, problem, truncated); see `judge`.

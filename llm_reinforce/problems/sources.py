@@ -1,9 +1,9 @@
 """Convert rows of data to problems, and write problems to files.
 
 The prompt and the answer of a row are in columns with common names, such as `prompt` and `answer`, or in
-columns named by the caller. If an answer contains `####`, as in GSM8K, the text after the last `####` is the
-reference answer. If an answer contains a box, the content of its last box is the reference answer. In both
-cases, the whole text is the worked solution, which warm starts and worked examples use.
+columns named by the caller. The answer may be a whole solution. The reference answer is then the text after
+the last `####`, as in GSM8K, or the content of the last `\\boxed{…}`; see `final_answer`. The whole text is
+kept as the worked solution, which warm starts and worked examples use.
 """
 
 import json
@@ -50,8 +50,8 @@ class Reading:
         answer_column: column of the answers. None: the first column of ANSWER_COLUMNS that exists.
         needs_answers: False to accept data without any answers.
         is_numeric: True if every answer must be a number.
-        allow_doubtful: True to accept answers that are empty or null (both become ""), and answers that are
-            not numbers although they should be, so that an audit can report them.
+        allow_doubtful: True to accept invalid answers, so that an audit can report them. Invalid answers are
+            empty, null (both become ""), or not numbers where a number is required.
         say: function that is called with messages about the data.
     """
 
@@ -71,10 +71,11 @@ def read_problems(
     Blank lines of a JSONL file are skipped. Answers that are numbers are converted to text; for example, 5.0
     becomes "5". A list with a single value is read as this value. The id of a problem is taken from the
     column `id`. Without this column, the id is `<file stem>-<number>`, with the number of the line in a JSONL
-    file or of the row in other files. All other columns are kept in `Problem.columns`. The column of the
-    prompts is also kept there unless its name is `prompt`, and the column of the answers unless its name is
-    `answer`. A column `answer` is also kept if its content differs from the reference answer, for example if
-    it is a whole solution.
+    file or of the row in other files.
+
+    All columns are kept in `Problem.columns`, with these exceptions: a column `prompt` that contains the
+    prompts, and columns `id`, `answer` and `solution` that are empty or equal the attribute with the same
+    name. A column `answer` is therefore kept if it contains whole solutions.
 
     Args:
         path: path of the file.
@@ -114,8 +115,8 @@ def split_problems(problems: Sequence[Problem], num_held_out: int, seed: int) ->
     """Divide problems at random into training problems and `num_held_out` held-out problems.
 
     Both parts keep the order of `problems`. Problems whose prompts are equal, ignoring case and white space,
-    are in the same part. If more problems have the last held-out prompt than are needed to reach
-    `num_held_out`, the surplus problems are not used.
+    are in the same part. If several problems have the last held-out prompt, those that would exceed
+    `num_held_out` are not used.
 
     Raises:
         InputError: if `num_held_out` is negative, or if no training problem is left.
@@ -224,9 +225,9 @@ def problems_of_rows(source: str, rows: Iterable[Row], reading: Reading | None =
 
 
 def with_all_columns(problems: Sequence[Problem]) -> tuple[Problem, ...]:
-    """Return the problems with all columns of the data. A column that a problem lacks gets the value None.
+    """Return the problems with all columns of the data, so that reward functions can use every column.
 
-    A reward function then receives a value of every column for every problem.
+    A column that a problem lacks gets the value None.
     """
     own = ("prompt", "answer", "solution", "id")  # columns with the names of attributes of Problem
     names = dict.fromkeys(name for each in problems for name in each.columns if name not in own)
@@ -253,7 +254,7 @@ class _Converter:
 
     @classmethod
     def of_first_row(cls, place: str, values: Mapping[str, object], reading: Reading) -> "_Converter":
-        """Return the converter for the rows of a source, with the columns that the first row has.
+        """Return a converter whose prompt and answer columns are those found in the first row.
 
         Raises:
             InputError: if there is no column of prompts or answers.

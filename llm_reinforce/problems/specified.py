@@ -1,7 +1,9 @@
-"""Generated problems that are specified by a short text, which is used instead of the name of a data set.
+"""Generate problems from a short text that is given instead of the name of a data set.
 
-generate:operations=addition+subtraction,digits=2+3,num=500,seed=0
-reasoning_gym:leg_counting,num=100,seed=42
+Examples of such texts are:
+
+    generate:operations=addition+subtraction,digits=2+3,num=500,seed=0
+    reasoning_gym:leg_counting,num=100,seed=42
 """
 
 import re
@@ -28,10 +30,10 @@ def generated_problems(settings: str) -> tuple[Problem, ...]:
     '1+3='
 
     Args:
-        settings: comma-separated `key=value` pairs. The keys are `operations` and `digits` (several values
-            are joined with +), `operands` and `held_out_operands` (ranges such as 0-19, as an alternative to
-            `digits`), `num_operands`, `form`, `num` (the number of problems) and `seed`. A form cannot
-            contain a comma.
+        settings: comma-separated `key=value` pairs. The keys are `num`, the number of problems, and these
+            arguments of `generate_problems`: `operations`, `digits`, `operands`, `held_out_operands`,
+            `num_operands`, `form` and `seed`. Several operations or digits are joined with +. Operands are
+            given as a range such as 0-19. A form cannot contain a comma.
 
     Raises:
         InputError: if a key is unknown, a value is not a number, or the settings are invalid for

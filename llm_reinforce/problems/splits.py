@@ -31,9 +31,8 @@ def divide_groups(
 ) -> tuple[list[T], list[T]]:
     """Divide the members of groups at random into training members and `num_held_out` held-out members.
 
-    The members of a group are never divided between the two parts. If the last held-out group has more
-    members than needed, the surplus members are left out of both parts, so that exactly `num_held_out`
-    members are held out.
+    All members of a group are on the same side. If the last held-out group has more members than needed, the
+    surplus members are left out, so that exactly `num_held_out` members are held out.
 
     Returns:
         The training members and the held-out members.

@@ -118,9 +118,9 @@ def columns_of(problem: Problem) -> Mapping[str, object]:
 
 
 class _Values(Mapping[str, object]):
-    """Values of one completion by name, for the parameters of a reward function.
+    """Mapping from names of parameters of a reward function to their values for one completion.
 
-    A value is computed when it is used.
+    Values such as the verdict are computed only when they are used.
     """
 
     def __init__(self, judged: JudgedCompletion, progress: Progress) -> None:
@@ -191,8 +191,8 @@ def call_guarded(function: Callable[..., object], /, *arguments: object, **named
     """Call `function`, and return its result or the exception that it raises.
 
     The `SystemExit` of `sys.exit()` is returned like any other exception. KeyboardInterrupt and LeaveAtOnce
-    are raised, because the user has interrupted the run. If the function forks, the child process exits when
-    the call ends, so that only the parent process continues the run.
+    are not caught, because they interrupt the run. If the function forks, the child process exits when the
+    call ends, so that only the parent process continues the run.
     """
     process = os.getpid()
     try:

@@ -86,7 +86,7 @@ class CombinedRewards:
 
 
 def join_failures(failures: Mapping[str, str]) -> str | None:
-    """Return the error messages and names of failed functions in one line; None if no function failed."""
+    """Return one line with the name and error message of each failed function; None if no function failed."""
     return "; ".join(f"{name}: {text}" for name, text in failures.items()) or None
 
 
@@ -189,7 +189,9 @@ def _weighted_sum(
             traceback = traceback or outcome.traceback
     magnitude = abs(total) + sum([abs(value) for step in steps for value in _values(step)])
     if not failures and not magnitude <= MAX_FLOAT32:  # also True for NaN
-        failures["the weighted sum"] = f"{total:g} plus the step rewards is not finite in float32"
+        failures["the weighted sum"] = (
+            f"{total:g} plus the step rewards is not finite in float32; reduce the rewards or their weights"
+        )
     is_scored = is_applicable and not failures
     return CombinedReward(
         parts,

@@ -32,8 +32,8 @@ def rewards_from(source: Any) -> list[Given]:
         one pair per reward: the recipe keys, and the reward as an object or None if the keys suffice.
 
     Raises:
-        InputError: if `source` has another type, or if a function has no parameter that is named after a
-            value that the trainer passes.
+        InputError: if `source` has another type, or if no parameter of a function has the name of a value
+            that the trainer passes.
     """
     pairs: list[tuple[Any, float | None]]
     if isinstance(source, Mapping):
@@ -47,7 +47,7 @@ def rewards_from(source: Any) -> list[Given]:
     found = [_given(reward, weight, index) for index, (reward, weight) in enumerate(pairs)]
     seen: dict[str, int] = {}
     for keys, given in found:
-        # two functions that cannot be found by name, such as two lambdas, need different origins
+        # functions that cannot be loaded by name, such as two lambdas, need different names in the recipe
         if given is not None and keys["function"].startswith(f"{ONLY_IN_PYTHON}:"):
             count = seen[keys["function"]] = seen.get(keys["function"], 0) + 1
             keys["function"] += f"_{count}" if count > 1 else ""
@@ -66,7 +66,9 @@ def reward_name(function: Callable[..., Any]) -> str:
 
 
 def reward_origin(function: Callable[..., Any]) -> str:
-    """Return the name of a function in a recipe: `package.module:function` or `/path/file.py:function`.
+    """Return the name of a function as written in a recipe, such as `package.module:function`.
+
+    For a function of a script, or of a module outside a package, this is `/path/file.py:function`.
 
     Lambdas, nested functions and functions of a notebook cannot be loaded by name. For such a function, the
     result is `python:NAME`.

@@ -31,8 +31,8 @@ def prepare(settings: Mapping[str, Any]) -> tuple[dict[str, Any], Callable[[Any]
     """Load the reward function.
 
     Returns:
-        the greeting of the worker, which contains the requirements of the function; and a function that
-        computes the rewards of the completions in a request.
+        the worker's greeting (its first message), which contains the requirements of the function; and a
+        function that computes the rewards of the completions in a request.
     """
     function = load_function(settings["function"], settings["arguments"])
 

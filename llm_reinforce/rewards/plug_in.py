@@ -73,16 +73,16 @@ def load_reward(
         function: a built-in name, `package.module:function`, or `path/to/file.py:function`. Modules are also
             searched for in the current directory, and relative paths start there. Loading a file executes it.
         weight: factor of the reward in the weighted sum.
-        arguments: keyword arguments of the built-in reward (`max_tokens` of `conciseness`, for example), or
-            keyword arguments that a user's function takes in addition to those that the trainer passes.
+        arguments: keyword arguments of the function, such as `max_tokens` of the built-in `conciseness`. For
+            a user's function, these are parameters for which the trainer passes no value.
         conversational: if True, a function with TRL's signature receives lists of messages instead of texts.
             If None, the function receives messages only if the policy has a chat template.
         isolation: settings of the worker processes that run the function. None runs the function in this
             process.
 
     Raises:
-        InputError: if the function does not exist, does not accept the arguments, or has no parameter that is
-            named after a value that the trainer passes.
+        InputError: if the function does not exist or does not accept the arguments, or if none of its
+            parameters has the name of a value that the trainer passes.
     """
     name = function.rpartition(":")[2]
     if isolation is not None:
@@ -128,8 +128,8 @@ def check_signature(found: Callable[..., Any], arguments: Mapping[str, Any], fun
     Parameters that may name a column are checked later, when the data is known; see `check_rewards`.
 
     Raises:
-        InputError: if the function does not accept one of the arguments, or has no parameter that is named
-            after a value that the trainer passes.
+        InputError: if the function does not accept one of the arguments, or if none of its parameters has the
+            name of a value that the trainer passes.
     """
     if (signature := read_signature(found)) is None:
         return

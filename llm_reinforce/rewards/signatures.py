@@ -1,7 +1,7 @@
 """Match the parameters of a reward function with the values that are available for them.
 
-A reward function is called once per completion or, with TRL's signature, once per batch. Parameters are
-matched by name, never by position. A parameter therefore only receives the value that has its name.
+A reward function is called once per completion or, with TRL's signature, once per batch. A parameter receives
+the value that has the same name. The order of the parameters does not matter.
 """
 
 import inspect
@@ -33,8 +33,8 @@ class Requirements:
 
     Attributes:
         is_batched: True if the function has TRL's signature and is called once per batch.
-        names: names of the parameters that need a value. Parameters with a default are left out, except
-            `verdict`.
+        names: names of the parameters that need a value: parameters without a default, and `verdict`, because
+            a function that uses the verdict needs reference answers.
     """
 
     is_batched: bool

@@ -1,4 +1,4 @@
-"""Source text of reward functions, for the record of a run."""
+"""Source text of reward functions, which a run stores in `environment.json`."""
 
 import hashlib
 import inspect
@@ -10,7 +10,7 @@ from llm_reinforce.rewards.isolation import IsolatedFunction
 
 
 def describe_reward(name: str, function: Any) -> dict[str, Any]:
-    """Return a record of a reward function: its name, its source text and the digest of this text.
+    """Return the name of a reward function, its source text and the digest of this text.
 
     For a function of a file or a module, the source text is the text of the whole file, because the function
     may call other functions of the file. For other functions, it is the text of the function itself. A

@@ -30,9 +30,11 @@ from llm_reinforce.rewards.signatures import PER_BATCH, read_signature
 def has_trl_signature(function: Callable[..., Any]) -> bool:
     """Return True if the function has TRL's signature, so that it is called once per batch.
 
-    A function has TRL's signature if it has a parameter `completions` or `prompts`. It also has TRL's
-    signature if it has another parameter of TRL, or `**kwargs`, and no parameter `completion`, `prompt`,
-    `problem` or `verdict`.
+    This is the case for two kinds of functions:
+
+    - functions with a parameter `completions` or `prompts`;
+    - functions with another parameter of TRL or with `**kwargs`, but without a parameter `completion`,
+      `prompt`, `problem` or `verdict`.
     """
     signature = read_signature(function)
     return signature is not None and signature.is_batched
@@ -126,8 +128,8 @@ def _called(function: Callable[..., Any], arguments: Mapping[str, object]) -> ob
 def _columns(judged: Sequence[JudgedCompletion]) -> dict[str, list[object]]:
     """Return one list per column of the data, except the columns `prompt` and `completion`, as in TRL.
 
-    The columns `id`, `answer` and `solution` are included if the data has no columns with these names. The
-    answer and the solution are left out if no problem has a reference answer.
+    If the data has no columns `id`, `answer` and `solution`, these lists are created from the attributes of
+    the problems. `answer` and `solution` are not created if no problem has a reference answer.
     """
     rows = [
         {"answer": problem.answer, "solution": problem.solution or problem.answer, **columns_of(problem)}

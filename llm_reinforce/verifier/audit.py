@@ -74,9 +74,9 @@ class Loss:
 
     Attributes:
         problem: problem that the reference answer belongs to.
-        kind: `equation`, `mixed number`, `letters` (letters directly after digits, which are read as
-            variables and not as a unit), `whole solution` (a text with a box, a `####` or several lines), or
-            `several boxes` (the answer is the last one of several different boxes in the solution).
+        kind: `equation`, `mixed number`, `letters`, `whole solution` or `several boxes`. Letters directly
+            after digits are read as variables and not as a unit. A whole solution is a text with a box, a
+            `####` or several lines. If a solution has several different boxes, the last box is the answer.
         reading: the number that the verifier reads, such as "3/2"; "text" or "algebra" if the answer is
             compared as text or algebra.
     """

@@ -3,11 +3,12 @@ r"""Find the number that a text states as its answer.
 The text *commits to* this number. The result is the number, or the reason why the text does not state exactly
 one number as its answer.
 
-All rules read the tokens of a normalized text, so that emphasis, `$` and LaTeX cannot disable a check:
+The rules are applied to the tokens of a normalized text, so emphasis, `$` and LaTeX do not affect them:
 
 - *Chain*: numbers joined by operators or "=" are one chain. `47+85=132` commits to its last side, because
-  this side is one number. `132 = 47+85` commits to its first side, because the other side has no variable.
-  All sides that are numbers must be equal. If no side is one number, the chain is `not_evaluated`.
+  this side is one number. `132 = 47+85` commits to its first side, because this side is one number and the
+  other side has no variable. All sides that are numbers must be equal. If no side is one number, the chain is
+  `not_evaluated`.
 - *Beside a number*: `context.py` has the rules on the tokens before and after a chain.
 - *Correction*: "42, no, 43" commits to 43, the number after the correction word "no".
 - *Slot* (a text that should contain only the answer, such as the content of a box): the text must have

@@ -12,7 +12,7 @@ from llm_reinforce.verifier.lexicon import words
 from llm_reinforce.verifier.tokens import WORD, any_of
 
 CONDITION, RANGE, OVER = "condition", "range", "over"
-"""Results of rules that apply only in some texts, such as "42 if", "from 3 to 42" and "42 over 7"."""
+"""Results of rules that reject a number only in some cases, such as "42 if", "3 to 42" and "42 over 7"."""
 
 
 END = r"(?:\s[).?…¶]|\Z)"
@@ -34,7 +34,7 @@ def _rules(skipped: str, *rules: tuple[str, str]) -> tuple[Rule, list[str]]:
     """Compile rules into a single pattern. Return its method `match`, and a list with each rule's result.
 
     The pattern first skips the tags that match `skipped`, such as brackets. The first rule that matches the
-    tags after these applies.
+    following tags is applied.
 
     Args:
         skipped: pattern of the tags that are skipped.
@@ -116,7 +116,7 @@ CORRECTED = re.compile(
 )
 """Pattern of a word that takes back the number before it, such as "no" in "42, no, 43"."""
 LEAD = re.compile(rf'(?:\s(?:[()=:"$|¶+-]|minus|negative|@\S+|(?:{WORD}|\\f)(?=\s[=:)])))*')
-"""Pattern of tags before the first number of a sentence that do not change the meaning of this number."""
+"""Pattern of the tags that can precede the first number of a sentence without changing its meaning."""
 LABEL = re.compile(rf"(?:\s(?!{OPERATOR}|0(?!\S)|[@\\])\S+)?\s@\S+\s[=:]")
 """Pattern of a letter that names the number after it, as in "x = 5"."""
 BESIDE = re.compile(

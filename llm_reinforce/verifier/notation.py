@@ -1,11 +1,12 @@
 r"""Normalization: LaTeX, Markdown, typographic characters and terminal codes become plain text.
 
-After `plain`, a number in bold, in `$…$`, in `\text{…}` or in the digits of another script looks like the
-number without markup. The rules that read an answer therefore need to know only one notation. Line ends are
-kept, because they carry meaning. A special token between two digits, such as `<pad>`, becomes U+FFFD.
+The function `plain` removes markup such as that of a number in bold, in `$…$` or in `\text{…}`, and converts
+the digits of other scripts. The rules that read an answer therefore need to know only one notation. Line ends
+are kept, because they carry meaning. A special token between two digits, such as `<pad>` in `1<pad>5`,
+becomes U+FFFD, so that neither 15 nor 5 is read.
 
-The running time of each pattern is linear in the length of the text, because each of its repetitions is
-bounded, is possessive, or cannot overlap with another repetition.
+The running time of each pattern is linear in the length of the text. For this purpose, each repetition in a
+pattern is bounded, is possessive, or cannot overlap with another repetition.
 """
 
 import re

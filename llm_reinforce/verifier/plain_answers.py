@@ -86,9 +86,9 @@ read_cached: Callable[..., Reading] = lru_cache(maxsize=16_384)(read_completion)
 
 @lru_cache(maxsize=16_384)
 def read_answer(answer: str) -> Reading:
-    """Read a text that contains only an answer, such as a reference answer, as a number.
+    """Read the number in a text that contains only an answer, such as a reference answer.
 
-    The `value` of the result is None unless the answer is a number, with at most a label and a unit.
+    If the text is not one number with at most a label and a unit, the `value` of the result is None.
 
     >>> read_answer("1,042.50").value
     Fraction(2085, 2)

@@ -32,7 +32,10 @@ class Token(NamedTuple):
 
 
 PADDING = [Token("end", "", -1, -1, "")] * 8
-"""Tokens appended to the tokens of a text. Through negative indices, they also precede the first token."""
+"""Tokens appended to the tokens of a text, so that rules can read tokens beyond both ends of the text.
+
+With a negative index, Python reads these tokens as if they preceded the first token.
+"""
 
 
 _PATTERN = re.compile(

@@ -15,14 +15,15 @@ def verify(
     'several_values'
 
     A percentage equals its number and the number divided by 100: "50%" equals "50" and "0.5". If both answers
-    have a unit, the units must agree. If the reference answer is not a number, the answers are compared as
-    text, ignoring white space and surrounding punctuation, and ignoring case unless the reference answer is
-    algebra. The compared text is the part of the completion that `\\boxed{…}`, `####`, `<answer>` or "answer
-    is" marks as the answer, or the whole completion if it has no such mark. NaN and infinities are never
-    accepted.
+    have a unit, the units must agree. NaN and infinities are never accepted.
+
+    If the reference answer is not a number, the answers are compared as text. White space and surrounding
+    punctuation are ignored. Upper and lower case differ only if the reference answer is algebra. The compared
+    text is the part of the completion that `\\boxed{…}`, `####`, `<answer>` or "answer is" marks as the
+    answer, or the whole completion if it has no such mark.
 
     Args:
-        completion: the text to verify. No text takes a long time or causes an exception.
+        completion: the text to verify. The verification is fast and raises no exception, whatever the text.
         answer: the reference answer without other text, such as "42" or "3/4".
         algebra: True if the reference answer can be LaTeX or algebra. A reference answer that is not a plain
             number is then compared by math-verify, in a process that is killed if the comparison takes more

@@ -1,0 +1,145 @@
+"""Gradient from episodes of a server with old weights: `python tests/benchmarks/stale_server.py POLICY`.
+
+POLICY is the directory of a policy that was trained for a few updates, such as
+`runs/smollm2_addition/policy`. The server must serve the weights from before training, for example after
+`llm-reinforce serve smollm2_addition --run`. The script transfers these weights to the server once more, and
+never transfers the trained weights.
+
+The script estimates the policy gradient of the trained policy from its own episodes, and from the episodes of
+the server, without and with importance weights. It prints the inner product of each estimate with a fixed
+direction, divided by the mean inner product of the on-policy estimates. The direction is the mean of other
+on-policy estimates. Unbiased estimates have the mean 1. The intervals are 95% intervals of the mean over
+independent batches.
+"""
+
+import argparse
+import json
+import statistics
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from scipy import stats
+from torch import Tensor
+
+from llm_reinforce import ImportanceConfig, LanguagePolicy, Problem, ReinforceConfig, load_policy
+from llm_reinforce.config import ServerConfig
+from llm_reinforce.episodes import EpisodeBatch, collect_episodes, estimate_advantages
+from llm_reinforce.policy import sample_completions, token_log_probs
+from llm_reinforce.policy_gradient import MovingAverage
+from llm_reinforce.rewards import WeightedReward, correct_answer
+from llm_reinforce.server import SamplingServer
+from llm_reinforce.training.objective import surrogate_loss
+
+GROUP, MAX_NEW_TOKENS, MAX_OPERAND = 8, 24, 19  # like the recipe smollm2_addition
+ON_POLICY = ReinforceConfig()
+CORRECTIONS = {
+    "no correction": ON_POLICY,
+    "sequence": ReinforceConfig(importance=ImportanceConfig(level="sequence", limit=None)),
+    "per_decision": ReinforceConfig(importance=ImportanceConfig(level="per_decision", limit=None)),
+    "per_decision, default limit": ReinforceConfig(importance=ImportanceConfig(level="per_decision")),
+}
+
+
+@dataclass
+class Ratios:
+    """Sums over the importance weights of all batches."""
+
+    num: int = 0
+    total: float = 0.0
+    squares: float = 0.0
+
+
+def draw_problems(num: int, generator: torch.Generator) -> list[Problem]:
+    """Draw sums of two numbers."""
+    pairs = torch.randint(MAX_OPERAND + 1, (num, 2), generator=generator).tolist()
+    return [Problem(f"What is {a} + {b}?", str(a + b)) for a, b in pairs]
+
+
+def gradient(
+    policy: LanguagePolicy, settings: ReinforceConfig, batch: EpisodeBatch, ratios: Ratios
+) -> Tensor:
+    """Return the gradient of the loss of a batch, as one vector."""
+    estimate = estimate_advantages(batch, settings, MovingAverage())
+    policy.model.zero_grad()
+    scores = token_log_probs(
+        policy.model,
+        [episode.prompt_ids for episode in batch.episodes],
+        [episode.completion.token_ids for episode in batch.episodes],
+        pad_token_id=policy.pad_token_id,
+    )
+    loss, counts = surrogate_loss(
+        settings,
+        scores.log_probs,
+        batch.behavior_log_probs,
+        estimate.advantages,
+        estimate.mask,
+        estimate.denominator,
+    )
+    loss.backward()
+    ratios.num += counts.num
+    ratios.total += counts.total
+    ratios.squares += counts.squares
+    parameters = [each for each in policy.model.parameters() if each.grad is not None]
+    return torch.cat([each.grad.flatten() for each in parameters])  # type: ignore[union-attr]
+
+
+def interval(values: list[float]) -> tuple[float, float, float]:
+    """Return the mean and the bounds of its 95% interval by Student's t."""
+    mean = statistics.fmean(values)
+    half = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
+    return mean, mean - half, mean + half
+
+
+def main() -> None:
+    """Read the arguments of the command line, and print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("policy", help="directory of the trained policy")
+    parser.add_argument("--old", default="smollm2-135m", help="policy that the server serves")
+    parser.add_argument("--url", default=ServerConfig().url, help="address of the server")
+    parser.add_argument("--batches", type=int, default=20, help="number of batches of each kind")
+    parser.add_argument("--problems", type=int, default=8, help="number of problems of a batch")
+    options = parser.parse_args()
+    generator = torch.Generator().manual_seed(0)
+    policy, rewards = load_policy(options.policy), [WeightedReward("correct_answer", correct_answer())]
+    server = SamplingServer(ServerConfig(url=options.url), temperature=1.0, is_half=False, directory=None)
+    probes = policy.encode_prompts([each.policy_prompt for each in draw_problems(4, generator)])
+    difference = server.sync(load_policy(options.old), probes, MAX_NEW_TOKENS)
+    print(f"mean difference of log-probabilities, server and old policy: {difference:.2g} nats")
+    print(f"server and trained policy: {server.probe(policy, probes, MAX_NEW_TOKENS):.2g} nats")
+
+    collect = partial(
+        collect_episodes,
+        policy,
+        rewards=rewards,
+        episodes_per_problem=GROUP,
+        max_new_tokens=MAX_NEW_TOKENS,
+        generator=generator,
+    )
+
+    def on_policy() -> Tensor:
+        problems = draw_problems(options.problems, generator)
+        return gradient(policy, ON_POLICY, collect(problems, sample=sample_completions), Ratios())
+
+    direction = sum(on_policy() / options.batches for _ in range(options.batches))
+    products: dict[str, list[float]] = {name: [] for name in ("own episodes", *CORRECTIONS)}
+    ratios = {name: Ratios() for name in CORRECTIONS}
+    for number in range(1, options.batches + 1):
+        products["own episodes"].append(float(on_policy() @ direction))
+        problems = draw_problems(options.problems, generator)
+        stale = collect(problems, sample=server.sample_completions)
+        for name, settings in CORRECTIONS.items():
+            products[name].append(float(gradient(policy, settings, stale, ratios[name]) @ direction))
+        print(json.dumps({"batch": number, **{name: values[-1] for name, values in products.items()}}))
+    unit = statistics.fmean(products["own episodes"])
+    for name, values in products.items():
+        mean, low, high = interval([value / unit for value in values])
+        found = ratios.get(name)
+        size = f"{found.total**2 / (found.num * found.squares):.2f}" if found and found.squares else ""
+        print(f"| {name} | {mean:.2f} [{low:.2f}, {high:.2f}] | {size} |")
+
+
+if __name__ == "__main__":
+    main()

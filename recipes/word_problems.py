@@ -24,7 +24,7 @@ from llm_reinforce.problems import Problem, find_overlap, find_problems, split_p
 
 NUM_TEST = {"svamp": 300, "multiarith": 180}
 NUM_DEV = {"svamp": 100, "multiarith": 60}  # training problems that are used to choose settings
-MAX_STEPS, MAX_DIGITS, MAX_WORDS = 2, 4, 60  # maxima of an easy problem of GSM8K
+MAX_STEPS, MAX_DIGITS, MAX_WORDS = 1, 4, 60  # maxima of an easy problem of GSM8K
 OPERATORS: dict[type[ast.operator], tuple[str, Callable[..., Fraction]]] = {
     ast.Add: ("+", operator.add),
     ast.Sub: ("-", operator.sub),

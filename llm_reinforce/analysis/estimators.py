@@ -123,7 +123,7 @@ def action_weights(estimator: Estimator, collected: MeasuredEpisodes) -> Float[T
 def with_exact_norms(
     gradients: EpisodeGradients, estimators: Sequence[Estimator], groups: Sequence[int]
 ) -> EpisodeGradients:
-    """Return the gradients, with the optimal baseline subtracted for the estimator with credit `exact_norms`.
+    """Subtract the optimal baseline from the gradients of the estimator with credit `exact_norms`.
 
     For this estimator, the gradient of episode i becomes v_i - b_i s_i, with the sums
 

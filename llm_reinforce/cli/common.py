@@ -126,7 +126,7 @@ def _print_advice(advice: Callable[[], str], *, is_needed: bool = False) -> None
 
 
 def _main_process_fails_too() -> bool:
-    """Wait a few seconds, and return True if the launcher ends this process during the wait.
+    """Wait a few seconds, and return True if the launcher sends this process a signal to end meanwhile.
 
     Usually all processes raise the same user error. The main process reports it and fails, and the launcher
     then ends the other processes. But an error may also occur only here, for example because a file is

@@ -69,7 +69,7 @@ class GenerateConfig(Section):
     def _check_operands(cls, values: tuple[int, int] | None) -> tuple[int, int] | None:
         if values is not None and values[0] > values[1]:
             raise ValueError(
-                f"should be the smallest and then the largest operand, not {values[0]}, {values[1]}"
+                f"should be the smallest operand, then the largest operand, not {values[0]}, {values[1]}"
             )
         return values
 

@@ -410,7 +410,7 @@ def curve(values: Sequence[float], width: int) -> str:
 
 
 def averaged(values: Sequence[float], max_points: int) -> list[float]:
-    """Return at most `max_points` means of consecutive values."""
+    """Divide a sequence into at most `max_points` parts, and return the mean of each part."""
     num_points = max(0, min(max_points, len(values)))
     edges = [len(values) * point // max(1, num_points) for point in range(num_points + 1)]
     return [sum(values[start:stop]) / (stop - start) for start, stop in pairwise(edges)]

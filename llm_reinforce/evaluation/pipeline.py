@@ -401,7 +401,7 @@ def _answer_file(
 
 
 def _chat_settings(loaded: LanguagePolicy) -> dict[str, Any]:
-    """Return the policy's chat-template arguments and date as JSON values, without those that are not set."""
+    """Return the arguments and the date of the chat template as JSON values, if they are set."""
     settings: dict[str, Any] = {}
     if loaded.chat_template_kwargs:
         settings["chat_template_kwargs"] = dict(loaded.chat_template_kwargs)

@@ -139,7 +139,7 @@ def find_batching(model: nn.Module) -> Batching:
 def rows_of_passes(
     model: nn.Module, prompts: Sequence[TokenIds], completions: Sequence[TokenIds]
 ) -> list[list[int]]:
-    """Return, for each forward pass of a sharded model, the rows of the episodes that it computes."""
+    """Divide the episodes among the forward passes of a sharded model, and return the rows of each pass."""
     return rows_together(prompts, completions, scoring_batching(model, prompts, completions))
 
 

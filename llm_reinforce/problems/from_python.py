@@ -25,7 +25,7 @@ def problems_from(source: Any, *, name: str = "problems", **options: Any) -> tup
         name: name of the caller's argument, used in messages and ids. A problem without an id gets the id
             `<name>-<number>`.
         options: keyword arguments of `find_problems`. For a list, a `datasets.Dataset` or a pandas
-            `DataFrame`, only the attributes of `Reading` are used.
+            `DataFrame`, only the keyword arguments of `Reading` are used.
 
     Raises:
         InputError: if `source` has none of these types, is empty, or contains an invalid row.

@@ -658,8 +658,8 @@ class TrainingLoop:
 
         Args:
             has_left: the caller has left the loop over the updates, perhaps in this process only. With FSDP,
-                all processes must take part in saving, so the other processes are stopped at their next
-                exchange of data.
+                no process can save a checkpoint alone. The other processes are therefore told to leave the
+                loop, too, when they next exchange data.
         """
         if self._num_saved != self.state.num_updates:
             if has_left and self.sharded is not None:

@@ -172,8 +172,8 @@ def tracking(config: Config, directory: RunDirectory, say: Say) -> Iterator[Trac
     """Start the trackers of a recorded run, yield them, and finish them.
 
     `trackers/series.json` contains the ids of the run in the trackers, so a resumed run continues the same
-    series. The file also contains the last update, and the last evaluation of each decoding, that earlier
-    processes logged. A resumed run repeats the updates after its checkpoint, but does not log them again.
+    series. The file also contains the numbers of the last update and of the last evaluations that were
+    logged. A resumed run repeats the updates after its checkpoint, but does not log them again.
 
     Args:
         config: settings of the run.

@@ -145,7 +145,7 @@ _POOLS: "weakref.WeakSet[WorkerPool]" = weakref.WeakSet()
 
 
 class _Worker:
-    """A process that is started by its first question, and restarted by the next question if it was killed.
+    """A process that starts with its first request, and starts again with the next request if it was killed.
 
     `send` does not wait for the answer.
     """

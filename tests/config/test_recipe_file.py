@@ -177,7 +177,7 @@ IMPOSSIBLE = [
     ("problems.generate.operations=[]", "problems.generate.operations", "a list of at least 1 item"),
     ("problems.generate={digits: [1], operands: [0, 9]}", "problems.generate", "both given; remove one"),
     ("problems.generate={operands: [9, 0]}", "problems.generate.operands",
-    "the smallest and then the largest"), ("problems.generate={held_out_operands: [0, 9]}",
+    "the smallest operand, then the largest"), ("problems.generate={held_out_operands: [0, 9]}",
      "problems.generate.held_out_operands", "used only with operands"),
     ("problems.generate={operands: [0, 5], held_out_operands: [0, 9]}",
      "problems.generate.held_out_operands", "should be a range within that of `operands` (0 to 5)"),

@@ -30,7 +30,7 @@ COLLAPSED = 0.5  # maximum accuracy of a collapsed policy, as a share of its hig
 
 
 def collapse(
-    rows: Sequence[Row], facts: RunFacts, window: int, earlier: tuple[float, int] | None = None
+    rows: Sequence[Row], facts: RunFacts, window: int, earlier: tuple[float, float] | None = None
 ) -> Finding | None:
     """Return a finding if the accuracy of the last updates is less than half of the highest earlier accuracy.
 
@@ -47,7 +47,7 @@ def collapse(
     best, num_best = earlier or best_accuracy(rows, facts, window)
     last = rows[-window:]
     accuracy = mean(last, "accuracy")
-    if not has_collapsed(best, num_best, accuracy, window * facts.num_episodes):
+    if not has_collapsed(best, num_best, accuracy, window * facts.num_independent_episodes):
         return None
     fall = _fall(rows, best)
     what = (
@@ -79,31 +79,33 @@ def collapse(
     )
 
 
-def best_accuracy(rows: Sequence[Row], facts: RunFacts, window: int) -> tuple[float, int]:
-    """Return the highest accuracy before the last update, and the number of episodes that it was measured on.
+def best_accuracy(rows: Sequence[Row], facts: RunFacts, window: int) -> tuple[float, float]:
+    """Return the highest accuracy before the last update, and how many independent episodes measure it.
 
     This is the highest mean over `window` successive updates, or the accuracy of the first update if it is
     higher. The first update counts alone, because its episodes were sampled from the initial policy.
     """
     accuracies = [number(row, "accuracy") for row in rows]
-    best, num_best = accuracies[0], facts.num_episodes
+    best, num_best = accuracies[0], facts.num_independent_episodes
     for end in range(window, len(rows)):
         accuracy = sum(accuracies[end - window : end]) / window
         if accuracy > best:
-            best, num_best = accuracy, window * facts.num_episodes
+            best, num_best = accuracy, window * facts.num_independent_episodes
     return best, num_best
 
 
-def has_collapsed(before: float, num_before: int, after: float, num_after: int) -> bool:
+def has_collapsed(before: float, num_before: float, after: float, num_after: float) -> bool:
     """Return True if the accuracy has more than halved, and chance alone does not explain the decrease.
 
     Args:
         before: accuracy of the earlier episodes.
-        num_before: number of the earlier episodes.
+        num_before: number of the earlier episodes, or of as many independent episodes as they are worth.
         after: accuracy of the later episodes.
-        num_after: number of the later episodes.
+        num_after: the same for the later episodes.
     """
-    error = math.sqrt(before * (1.0 - before) / num_before + after * (1.0 - after) / num_after)
+    # standard error of the difference if both accuracies were equal, with their weighted mean as the estimate
+    pooled = (before * num_before + after * num_after) / (num_before + num_after)
+    error = math.sqrt(pooled * (1.0 - pooled) * (1.0 / num_before + 1.0 / num_after))
     return after < COLLAPSED * before and before - after > NUM_ERRORS * error
 
 

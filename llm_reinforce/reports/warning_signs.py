@@ -23,7 +23,7 @@ class WarningSigns:
     def __init__(self, facts: RunFacts) -> None:
         self._facts, self._window = facts, window_of(facts)
         self._rows: list[Row] = []
-        self._best: tuple[float, int] | None = None
+        self._best: tuple[float, float] | None = None
         self._found: dict[str, Finding] = {}
 
     @property
@@ -51,11 +51,11 @@ class WarningSigns:
             rows[-MAX_PATIENCE - 1] = _trimmed(rows[-MAX_PATIENCE - 1])
         # the result of `best_accuracy`, computed without going through all updates again
         if self._best is None:
-            self._best = number(row, "accuracy"), facts.num_episodes
+            self._best = number(row, "accuracy"), facts.num_independent_episodes
         elif len(rows) > self._window:
             accuracy = mean(rows[-self._window - 1 : -1], "accuracy")
             if accuracy > self._best[0]:
-                self._best = accuracy, self._window * facts.num_episodes
+                self._best = accuracy, self._window * facts.num_independent_episodes
         found: list[Finding | None] = []
         for sign in WINDOW_SIGNS:
             window = window_of(facts, sign)

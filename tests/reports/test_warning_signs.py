@@ -94,6 +94,18 @@ def test_collapse() -> None:
     assert not has_collapsed(0.125, 8, 0.0, 40)  # one right answer in 8 is chance
 
 
+def test_problems_of_different_difficulty_are_no_collapse() -> None:
+    # numbers of right answers, out of 64, in the first updates of a run of smollm2_word_problems with 8
+    # problems per update, in which the greedy accuracy did not fall
+    counts = (
+        "7 5 7 8 8 15 6 9 7 8 8 10 4 19 6 6 10 10 5 13 9 5 8 13 21 15 18 2 13 7 7 20 12 13 4 4 7 10 "
+        "12 12 19 14 15 7 18 "
+    )
+    signs = WarningSigns(RunFacts(1016, 8, 8, 100))
+    for update, count in enumerate(map(int, counts.split()), 1):
+        assert signs.add({**LEARNING, "update": update, "accuracy": count / 64}) is None
+
+
 def test_success_and_missing_numbers_are_no_signs() -> None:
     assert not found(*[{"accuracy": 1.0, "reward": 1.0, "reward_std": 0.0, "grad_norm": 0.0}] * 10)
     assert not found(*[{"reward": None, "completions/clipped_ratio": None}] * 10)

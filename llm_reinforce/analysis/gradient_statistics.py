@@ -205,8 +205,8 @@ def jackknife_interval(cosine: float, without_one: Float[np.ndarray, " group"]) 
         z = artanh cos,   from tanh(z - t e) to tanh(z + t e)
 
     Here e is the jackknife estimate of the standard error of z, and t is the quantile of Student's
-    distribution. A bootstrap is not suitable. Because it draws some groups several times, the mean vectors of
-    the two halves become noisier, and the angle between them becomes larger.
+    distribution. A bootstrap is not suitable, because it draws some groups several times. The two mean
+    vectors whose cosine is computed then become noisier, and the angle between them becomes larger.
 
     Source of the jackknife: Efron & Tibshirani 1993, chapter 11.
 

@@ -134,7 +134,7 @@ def _keyword_error(keyword: str, sections: list[str]) -> str:
 
 
 def _paths(value: Any) -> Iterator[KeyPath]:
-    """Yield the paths of all values inside a mapping. If the value is not a mapping, yield an empty path."""
+    """Yield the paths of all values in a nested mapping. If the argument is not a mapping, yield ()."""
     if not isinstance(value, Mapping):
         yield ()
         return

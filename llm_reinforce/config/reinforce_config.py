@@ -224,8 +224,8 @@ class ReinforceConfig(Section):
     )
     importance: ImportanceConfig | None = Field(
         default=None,
-        description="importance weights of the sampled actions; null: no weights, except that "
-        "`level: per_decision` is used if `sampling.server` is set without `clip`",
+        description="importance weights of the sampled actions; null: no weights or, if `sampling.server` is "
+        "set and `clip` is not, `level: per_decision`",
     )
     clip: ClipConfig | Literal[False] | None = Field(
         default=None,

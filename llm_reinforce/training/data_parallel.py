@@ -310,8 +310,8 @@ def equal_passes(
     """Return the forward passes of this process: the rows of each pass, and True if its loss counts.
 
     The passes of a sharded model exchange weights, so all processes have to make the same number of passes.
-    A process with fewer parts than another process makes additional passes over one row. The loss of an
-    additional pass does not count: the caller has to multiply this loss by zero.
+    If `parts` of this process is shorter than that of another process, additional passes over one row are
+    appended. The loss of an additional pass does not count: the caller has to multiply this loss by zero.
 
     Args:
         parts: the rows of each pass whose loss counts. There must be at least one part.

@@ -29,9 +29,9 @@ def verify(
             number is then compared by math-verify, in a process that is killed if the comparison takes more
             than two seconds.
         prompt: the question. An algebraic answer that only repeats a part of the question is rejected.
-        truncated: True if the completion ended at the token budget. In a truncated completion, a `\\boxed{`
-            or `<answer>` that is not closed contains no answer. In other completions, it extends to the end
-            of the completion.
+        truncated: True if the completion ended at the token budget. Then, a `\\boxed{` or `<answer>` that is
+            not closed contains no answer. If `truncated` is False, the answer after such a mark extends to
+            the end of the completion.
 
     Raises:
         InputError: if math-verify is needed to compare the answer and is not installed.

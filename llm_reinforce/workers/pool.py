@@ -106,7 +106,7 @@ class WorkerPool:
             return self._run(questions, time_limit)
 
     def close(self) -> None:
-        """Kill all processes. A later question starts new processes."""
+        """Kill all processes. A later call of `ask` starts new processes."""
         _kill_all(self._workers)
 
     def forget(self) -> None:

@@ -16,40 +16,33 @@ from typing import Any
 from safetensors import SafetensorError
 
 PARTIAL = ".partial"  # suffix of files and directories that are being written
-OLD = ".old"  # suffix, before PARTIAL, of a directory that is being replaced
 
 
 @contextmanager
 def whole_directory(target: Path) -> Iterator[Path]:
     """Yield a temporary directory, which is renamed to `target` at the end of the `with` block.
 
-    An existing `target` is renamed first, and deleted at the end. The two renamings together are not atomic:
-    if the process is killed between them, `target` is missing. If the block raises an exception, the
-    temporary directory is removed, and `target` is unchanged.
+    An existing `target` is deleted just before the renaming, so the replacement is not atomic. If the block
+    raises an exception, the temporary directory is removed, and `target` is unchanged.
 
     Raises:
         OSError: if the file system reports an error.
     """
-    partial, old = (target.with_name(target.name + suffix) for suffix in (PARTIAL, OLD + PARTIAL))
+    partial = target.with_name(target.name + PARTIAL)
     shutil.rmtree(partial, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         yield partial
         for path in [*sorted(partial.rglob("*")), partial]:
             sync(path)
-        if target.exists():
-            target.rename(old)
+        shutil.rmtree(target, ignore_errors=True)
         partial.rename(target)
     except BaseException as error:
-        if old.exists() and not target.exists():
-            old.rename(target)
         shutil.rmtree(partial, ignore_errors=True)
         if isinstance(error, SafetensorError):
             raise _as_os_error(error, target) from error
         raise
     sync(target.parent)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _as_os_error(error: SafetensorError, target: Path) -> OSError:

@@ -549,7 +549,7 @@ def none_of(text: str) -> float:
         (lambda: {"rewards": "corect_answer"}, "did you mean 'correct_answer'"),
         (
             lambda: {"rewards": none_of},
-            r"'none_of': no parameter of the function has .* receive \(parameters: text\)",
+            r"'none_of': none of the function's parameters has .* receive \(parameters: text\)",
         ),
         (lambda: {"rewards": {"correct_answer": "1"}}, "a weight must be a number"),
         (lambda: {"learning_rat": 1}, "unknown argument 'learning_rat'; did you mean 'learning_rate'"),

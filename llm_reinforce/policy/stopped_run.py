@@ -17,7 +17,8 @@ def stopped_run(path: Path) -> tuple[Config, Path] | None:
     """Return the settings and the newest intact checkpoint of an unfinished run, and warn that it is used.
 
     A run that has saved its policy and was then resumed for further updates also counts as unfinished. The
-    result is None if `path` is not the directory of a run, or if the saved policy of the run is up to date.
+    result is None if `path` is not the directory of a run, if the saved policy of the run is up to date, or
+    if there is a saved policy but no intact checkpoint.
 
     Raises:
         InputError: if the run has neither a policy nor an intact checkpoint.

@@ -149,10 +149,10 @@ def check_signature(found: Callable[..., Any], arguments: Mapping[str, Any], fun
     )
     if not takes_others and not any(value_name(name, known) for name in parameters if name not in arguments):
         raise InputError(
-            f"reward {function!r}: the names of the function's parameters are unknown (parameters: "
-            f"{', '.join(parameters) or 'none'}); write a function such as f(completion, problem), with some "
-            f"of the parameters {', '.join(PER_COMPLETION)}, or a function with TRL's signature, "
-            "f(prompts, completions, **columns)"
+            f"reward {function!r}: none of the function's parameters has a name of the values that reward "
+            f"functions receive (parameters: {', '.join(parameters) or 'none'}); write a function such as "
+            f"f(completion, problem), with some of the parameters {', '.join(PER_COMPLETION)}, or a function "
+            "with TRL's signature, f(prompts, completions, **columns)"
         )
 
 

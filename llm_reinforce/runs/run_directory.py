@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from llm_reinforce.durable_files import OLD, PARTIAL, finite, sync, write_whole
+from llm_reinforce.durable_files import finite, sync, write_whole
 from llm_reinforce.errors import InputError, texts_without_secrets
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ class RunDirectory:
                     "resume=True)"
                 )
             return
-        foreign = [name for name in found if _final_name(name) not in OWN_NAMES]
+        foreign = [name for name in found if name.removesuffix(".partial") not in OWN_NAMES]
         if foreign and (overwrite or "recipe.yaml" not in found):
             raise InputError(
                 f"output_dir {self.path} contains files not written by a run ({', '.join(foreign[:4])}), so "
@@ -245,8 +245,3 @@ def _is_kept(line: str, num_updates: int, pending: Collection[str]) -> bool:
         return bool(row["update"] <= num_updates)
     except (ValueError, KeyError, TypeError, AttributeError):
         return False
-
-
-def _final_name(name: str) -> str:
-    """Return the name that a temporary file or directory of a write was meant to replace, or had before."""
-    return name.removesuffix(PARTIAL).removesuffix(OLD)

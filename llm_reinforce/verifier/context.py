@@ -12,7 +12,7 @@ from llm_reinforce.verifier.lexicon import words
 from llm_reinforce.verifier.tokens import WORD, any_of
 
 CONDITION, RANGE, OVER = "condition", "range", "over"
-"""Results of rules that reject a number only in some cases, such as "42 if", "3 to 42" and "42 over 7"."""
+"""Results of rules that reject a number in some cases only: "42 if", "from 3 to 42", "42 over 7"."""
 
 
 END = r"(?:\s[).?…¶]|\Z)"

@@ -118,7 +118,7 @@ def test_function_with_another_signature_is_rejected_when_it_is_loaded() -> None
     Path("odd.py").write_text("def one(text, gold):\n    return 1.0\n")
     message = error_of("odd.py:one")
     assert "odd.py:one" in message
-    assert "that reward functions receive (parameters: text, gold)" in message
+    assert "functions receive (parameters: text, gold)" in message
     assert "completion, prompt, problem, verdict, answer" in message
 
 

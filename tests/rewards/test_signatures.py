@@ -190,7 +190,7 @@ def test_unknown_parameter_is_refused_when_the_data_is_known(
     [lambda text, gold: 1.0, lambda text: 1.0, lambda *, text: 1.0, lambda: 1.0, lambda text=1: 1.0, len],
 )
 def test_function_without_a_known_parameter_is_refused_at_once(function: Callable[..., Any]) -> None:
-    with pytest.raises(InputError, match="parameters are unknown"):
+    with pytest.raises(InputError, match="none of the function's parameters has a name"):
         rewards_from(function)
 
 

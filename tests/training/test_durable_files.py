@@ -67,27 +67,6 @@ def save(root: Path, num_updates: int) -> None:
     save_checkpoint(root, TrainState(num_updates), model, optimizer, schedule, keep=1)
 
 
-def test_a_directory_is_replaced_whole_or_stays(tmp_path: Path) -> None:
-    target = tmp_path / "policy"
-
-    def write(text: str) -> None:
-        with whole_directory(target) as folder:
-            (folder / "file").write_text(text)
-
-    write("old")
-    with faults(None) as counted:
-        write("old")
-    for fails_at in range(1, counted.num_calls):  # the last call is after the replacement
-        with faults(fails_at), pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
-            write("new")
-        assert (target / "file").read_text() == "old"
-        assert os.listdir(tmp_path) == ["policy"]
-    target.rename(tmp_path / "policy.old.partial")  # the process was killed between the two renamings
-    write("new")
-    assert (target / "file").read_text() == "new"
-    assert os.listdir(tmp_path) == ["policy"]
-
-
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EACCES, errno.EROFS])
 def test_a_fault_at_any_step_of_a_save_keeps_the_older_checkpoint(tmp_path: Path, number: int) -> None:
     with faults(None) as counted:

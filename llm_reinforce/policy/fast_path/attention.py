@@ -51,9 +51,9 @@ class Attention:
 
     Args:
         rows: groups of rows. A row is a set of queries and the keys to which they attend, and all rows of a
-            group have the same width. Every token is a query in exactly one row. The queries of the first
-            group are the first tokens of the packed sequence, the queries of the second group are the next
-            tokens, and so on.
+            group have the same width. Apart from padding, every token is a query in exactly one row. The
+            queries of the first group are the first tokens of the packed sequence, the queries of the second
+            group are the next tokens, and so on.
         num_heads: number of query heads.
         num_key_heads: number of key and value heads.
     """

@@ -277,6 +277,7 @@ def test_options_in_the_text_exist() -> None:
         "--multi_gpu",
         "--use_fsdp",
         "--num_processes",
+        "--machine_rank",
         "--master_port",
         "--main_process_port",
         "--nodes",

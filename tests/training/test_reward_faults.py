@@ -80,7 +80,7 @@ def test_all_failures_in_worker_processes_over_a_run(
 ) -> None:
     file = tmp_path / "faults.py"
     file.write_text(FAULTS)
-    isolation = Isolation(num_workers=2, time_limit=0.5, memory_limit=1024)
+    isolation = Isolation(num_workers=2, time_limit=1.5, memory_limit=1024)
     reward = load_reward(f"{file}:mixed", isolation=isolation)
     try:
         after, lines, directory = whole_run(tmp_path / "faulty", reward)

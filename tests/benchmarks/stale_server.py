@@ -14,22 +14,22 @@ independent batches.
 
 import argparse
 import json
+import math
 import statistics
-from dataclasses import dataclass
 from functools import partial
 
 import torch
-from scipy import stats
 from torch import Tensor
 
 from llm_reinforce import ImportanceConfig, LanguagePolicy, Problem, ReinforceConfig, load_policy
+from llm_reinforce.analysis.learning_curves import mean_interval
 from llm_reinforce.config import ServerConfig
 from llm_reinforce.episodes import EpisodeBatch, collect_episodes, estimate_advantages
 from llm_reinforce.policy import sample_completions, token_log_probs
 from llm_reinforce.policy_gradient import MovingAverage
 from llm_reinforce.rewards import WeightedReward, correct_answer
 from llm_reinforce.server import SamplingServer
-from llm_reinforce.training.objective import surrogate_loss
+from llm_reinforce.training.objective import NO_RATIOS, RatioCounts, surrogate_loss
 
 GROUP, MAX_NEW_TOKENS, MAX_OPERAND = 8, 24, 19  # like the recipe smollm2_addition
 ON_POLICY = ReinforceConfig()
@@ -41,15 +41,6 @@ CORRECTIONS = {
 }
 
 
-@dataclass
-class Ratios:
-    """Sums over the importance weights of all batches."""
-
-    num: int = 0
-    total: float = 0.0
-    squares: float = 0.0
-
-
 def draw_problems(num: int, generator: torch.Generator) -> list[Problem]:
     """Draw sums of two numbers."""
     pairs = torch.randint(MAX_OPERAND + 1, (num, 2), generator=generator).tolist()
@@ -57,9 +48,9 @@ def draw_problems(num: int, generator: torch.Generator) -> list[Problem]:
 
 
 def gradient(
-    policy: LanguagePolicy, settings: ReinforceConfig, batch: EpisodeBatch, ratios: Ratios
-) -> Tensor:
-    """Return the gradient of the loss of a batch, as one vector."""
+    policy: LanguagePolicy, settings: ReinforceConfig, batch: EpisodeBatch
+) -> tuple[Tensor, RatioCounts]:
+    """Return the gradient of the loss of a batch as one vector, and the counts of its importance weights."""
     estimate = estimate_advantages(batch, settings, MovingAverage())
     policy.model.zero_grad()
     scores = token_log_probs(
@@ -77,18 +68,8 @@ def gradient(
         estimate.denominator,
     )
     loss.backward()
-    ratios.num += counts.num
-    ratios.total += counts.total
-    ratios.squares += counts.squares
     parameters = [each for each in policy.model.parameters() if each.grad is not None]
-    return torch.cat([each.grad.flatten() for each in parameters])  # type: ignore[union-attr]
-
-
-def interval(values: list[float]) -> tuple[float, float, float]:
-    """Return the mean and the bounds of its 95% interval by Student's t."""
-    mean = statistics.fmean(values)
-    half = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
-    return mean, mean - half, mean + half
+    return torch.cat([each.grad.flatten() for each in parameters]), counts  # type: ignore[union-attr]
 
 
 def main() -> None:
@@ -121,24 +102,30 @@ def main() -> None:
 
     def on_policy() -> Tensor:
         problems = draw_problems(options.problems, generator)
-        return gradient(policy, ON_POLICY, collect(problems, sample=sample_completions), Ratios())
+        return gradient(policy, ON_POLICY, collect(problems, sample=sample_completions))[0]
 
     direction = sum(on_policy() / options.batches for _ in range(options.batches))
     products: dict[str, list[float]] = {name: [] for name in ("own episodes", *CORRECTIONS)}
-    ratios = {name: Ratios() for name in CORRECTIONS}
+    ratios = dict.fromkeys(CORRECTIONS, NO_RATIOS)
     for number in range(1, options.batches + 1):
         products["own episodes"].append(float(on_policy() @ direction))
         problems = draw_problems(options.problems, generator)
         stale = collect(problems, sample=server.sample_completions)
         for name, settings in CORRECTIONS.items():
-            products[name].append(float(gradient(policy, settings, stale, ratios[name]) @ direction))
+            found, counts = gradient(policy, settings, stale)
+            products[name].append(float(found @ direction))
+            ratios[name] += counts
         print(json.dumps({"batch": number, **{name: values[-1] for name, values in products.items()}}))
     unit = statistics.fmean(products["own episodes"])
     for name, values in products.items():
-        mean, low, high = interval([value / unit for value in values])
-        found = ratios.get(name)
-        size = f"{found.total**2 / (found.num * found.squares):.2f}" if found and found.squares else ""
-        print(f"| {name} | {mean:.2f} [{low:.2f}, {high:.2f}] | {size} |")
+        shares = [value / unit for value in values]
+        interval = mean_interval(shares, -math.inf, math.inf)
+        limits = "" if interval is None else f" [{interval[0]:.2f}, {interval[1]:.2f}]"
+        settings = CORRECTIONS.get(name, ON_POLICY)
+        size = ratios.get(name, NO_RATIOS).metrics(settings).get("importance/effective_sample_size")
+        print(
+            f"| {name} | {statistics.fmean(shares):.2f}{limits} | {'' if size is None else f'{size:.2f}'} |"
+        )
 
 
 if __name__ == "__main__":

@@ -170,6 +170,18 @@ def test_a_trainer_without_a_directory_continues_until_its_run_is_over() -> None
             save()
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"temperature": 0, "decoding": "sampled"}, "temperature: should be greater than 0, not 0; .*greedy"),
+        ({"max_new_tokens": 0}, "max_new_tokens: should be at least 1, not 0"),
+    ],
+)
+def test_evaluation_does_not_replace_a_zero_by_the_default(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        evaluate(own_model(), [{"prompt": "1+1=", "answer": "2"}], **settings)
+
+
 def test_held_out_problems_of_a_run_can_be_evaluated_again(tmp_path: Path) -> None:
     run, data = tmp_path / "run", tmp_path / "sums.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in SUMS))

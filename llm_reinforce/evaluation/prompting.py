@@ -57,12 +57,19 @@ def choose_prompting(
     default is used.
 
     Raises:
-        InputError: if a value is None but differs between the runs of two policies, or if the template does
-            not contain `{prompt}`.
+        InputError: if a value is None but differs between the runs of two policies, if the template does not
+            contain `{prompt}`, if `max_new_tokens` is less than 1, or if the temperature is not positive.
     """
     if template is not None and "{prompt}" not in template:
         raise InputError(
             f"template {template!r}: should contain {{prompt}}, which is replaced by the problem's text"
+        )
+    if max_new_tokens is not None and max_new_tokens < 1:
+        raise InputError(f"max_new_tokens: should be at least 1, not {max_new_tokens}")
+    if temperature is not None and not temperature > 0:
+        raise InputError(
+            f"temperature: should be greater than 0, not {temperature}; for the most likely token at each "
+            "step, use greedy decoding"
         )
     found = [run_recipe(policy) for policy in policies]
     runs = [recipe for recipe in found if recipe is not None]

@@ -74,11 +74,11 @@ RemoteCodeOption = Annotated[
         "--trust-remote-code", help="Run Python code that comes with the model. Default: do not run it."
     ),
 ]
-SplitOption = Annotated[str | None, typer.Option(help="Split of hub data sets. Default: test.")]
+SplitOption = Annotated[str | None, typer.Option(help="Split of data sets on the hub. Default: test.")]
 ConfigOption = Annotated[
     str | None,
     typer.Option(
-        help="Configuration (also called subset) of hub data sets. Default: the default configuration."
+        help="Configuration (also called subset) of data sets on the hub. Default: the default configuration."
     ),
 ]
 DATA_OPTIONS = ("prompt_column", "answer_column", "algebra: true")

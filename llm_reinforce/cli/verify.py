@@ -61,8 +61,8 @@ def verify(
 
         if (split or config) and not any(map(reads_split, data)):
             raise InputError(
-                "--split and --config select part of a hub data set, but no DATA is read from the hub; omit "
-                "these options"
+                "--split and --config select a part of a data set on the hub, but no DATA is read from the "
+                "hub; omit these options"
             )
         sets = [
             find_problems(

@@ -277,8 +277,8 @@ class ReinforceTrainer:
         Args:
             resume: continue the run in `output_dir` from its newest checkpoint. The settings of the trainer
                 must equal those of the run, except that `num_updates`, `num_tokens` and `stop_at` may be
-                larger, and `trackers`, `process_timeout` and the settings of a server (all but `sync_every`)
-                may differ.
+                larger, and `trackers`, `process_timeout`, `cuda_graphs` and the settings of a server (all but
+                `sync_every`) may differ.
             overwrite: delete the run in `output_dir` and start a new one.
 
         Raises:

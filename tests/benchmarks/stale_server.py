@@ -9,7 +9,8 @@ The script estimates the policy gradient of the trained policy from its own epis
 the server, without and with importance weights. It prints the inner product of each estimate with a fixed
 direction, divided by the mean inner product of the on-policy estimates. The direction is the mean of other
 on-policy estimates. Unbiased estimates have the mean 1. The intervals are 95% intervals of the mean over
-independent batches.
+independent batches, in which both kinds of episodes have the same problems. All gradients are those of the
+last decoder layer, which takes a third of the time of the whole gradient.
 """
 
 import argparse
@@ -47,29 +48,34 @@ def draw_problems(num: int, generator: torch.Generator) -> list[Problem]:
     return [Problem(f"What is {a} + {b}?", str(a + b)) for a, b in pairs]
 
 
-def gradient(
-    policy: LanguagePolicy, settings: ReinforceConfig, batch: EpisodeBatch
-) -> tuple[Tensor, RatioCounts]:
-    """Return the gradient of the loss of a batch as one vector, and the counts of its importance weights."""
-    estimate = estimate_advantages(batch, settings, MovingAverage())
-    policy.model.zero_grad()
+def gradients(
+    policy: LanguagePolicy, batch: EpisodeBatch, corrections: dict[str, ReinforceConfig]
+) -> dict[str, tuple[Tensor, RatioCounts]]:
+    """Return the gradient of the loss of a batch with each correction, and the counts of importance weights.
+
+    Each gradient is a vector with the trainable parameters of the policy.
+    """
     scores = token_log_probs(
         policy.model,
         [episode.prompt_ids for episode in batch.episodes],
         [episode.completion.token_ids for episode in batch.episodes],
         pad_token_id=policy.pad_token_id,
     )
-    loss, counts = surrogate_loss(
-        settings,
-        scores.log_probs,
-        batch.behavior_log_probs,
-        estimate.advantages,
-        estimate.mask,
-        estimate.denominator,
-    )
-    loss.backward()
-    parameters = [each for each in policy.model.parameters() if each.grad is not None]
-    return torch.cat([each.grad.flatten() for each in parameters]), counts  # type: ignore[union-attr]
+    parameters = [each for each in policy.model.parameters() if each.requires_grad]
+    found = {}
+    for name, settings in corrections.items():
+        estimate = estimate_advantages(batch, settings, MovingAverage())
+        loss, counts = surrogate_loss(
+            settings,
+            scores.log_probs,
+            batch.behavior_log_probs,
+            estimate.advantages,
+            estimate.mask,
+            estimate.denominator,
+        )
+        parts = torch.autograd.grad(loss, parameters, retain_graph=True)
+        found[name] = torch.cat([part.flatten() for part in parts]), counts
+    return found
 
 
 def main() -> None:
@@ -85,6 +91,8 @@ def main() -> None:
     options = parser.parse_args()
     generator = torch.Generator().manual_seed(0)
     policy, rewards = load_policy(options.policy), [WeightedReward("correct_answer", correct_answer())]
+    policy.model.requires_grad_(False)
+    list(policy.model.get_submodule("model.layers").children())[-1].requires_grad_(True)
     server = SamplingServer(ServerConfig(url=options.url), temperature=1.0, is_half=False, directory=None)
     probes = policy.encode_prompts([each.policy_prompt for each in draw_problems(4, generator)])
     difference = server.sync(load_policy(options.old), probes, MAX_NEW_TOKENS)
@@ -100,19 +108,21 @@ def main() -> None:
         generator=generator,
     )
 
-    def on_policy() -> Tensor:
-        problems = draw_problems(options.problems, generator)
-        return gradient(policy, ON_POLICY, collect(problems, sample=sample_completions))[0]
+    def on_policy(problems: list[Problem]) -> Tensor:
+        batch = collect(problems, sample=sample_completions)
+        return gradients(policy, batch, {"own episodes": ON_POLICY})["own episodes"][0]
 
-    direction = sum(on_policy() / options.batches for _ in range(options.batches))
+    def draw() -> list[Problem]:
+        return draw_problems(options.problems, generator)
+
+    direction = sum(on_policy(draw()) / options.batches for _ in range(options.batches))
     products: dict[str, list[float]] = {name: [] for name in ("own episodes", *CORRECTIONS)}
     ratios = dict.fromkeys(CORRECTIONS, NO_RATIOS)
     for number in range(1, options.batches + 1):
-        products["own episodes"].append(float(on_policy() @ direction))
-        problems = draw_problems(options.problems, generator)
+        problems = draw()
+        products["own episodes"].append(float(on_policy(problems) @ direction))
         stale = collect(problems, sample=server.sample_completions)
-        for name, settings in CORRECTIONS.items():
-            found, counts = gradient(policy, settings, stale)
+        for name, (found, counts) in gradients(policy, stale, CORRECTIONS).items():
             products[name].append(float(found @ direction))
             ratios[name] += counts
         print(json.dumps({"batch": number, **{name: values[-1] for name, values in products.items()}}))

@@ -6,15 +6,16 @@ are:
 - `base` measures the policy before training. It compares prompt templates on dev.jsonl, which contains no
   test problems. With the best template, it then measures the greedy and the sampled accuracy on the test
   problems.
-- `settings` and `shaping` compare settings and rewards of the recipe on dev.jsonl, at an equal budget of
-  sampled tokens, and print the findings of `llm-reinforce doctor`.
 - `gains` trains with each method and seed, and compares the accuracy on the test problems with the accuracy
-  before training. The methods are the recipe, the recipe without its warm start, and supervised training on
-  all worked solutions. With `--trl PYTHON`, the GRPO trainer of TRL also trains, for as long as the recipe's
-  run with the same seed took.
+  before training. The methods are the recipe, its warm start alone, the recipe without its warm start, and
+  supervised training on the worked solutions. With `--trl PYTHON`, the GRPO trainer of TRL also trains, for
+  as long as the recipe's run with the same seed took. `gains` needs the results of `base`.
+- `settings` and `shaping` continue from the warm start of the recipe's first seed. They compare settings or
+  rewards on dev.jsonl, at an equal budget of sampled tokens, and print the findings of the doctor.
 - `plot` draws the results of `gains` again.
 
-All files are written to `--output`, and complete runs are not repeated. A quick trial of `gains` is
+All files are written to `--output`, and complete runs are not repeated. To use one core for each seed, start
+`gains` several times with different `--seeds` and then once with all seeds. A quick trial of `gains` is
 `--problems 4 --set training.num_updates=2 --set training.warm_start.num_updates=2 --set evaluation.every=2`.
 """
 
@@ -29,7 +30,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from llm_reinforce import Evaluation, compare_evaluations, diagnose, evaluate, load_recipe
+from safetensors.torch import load_file
+
+from llm_reinforce import Evaluation, compare_evaluations, diagnose, evaluate, load_policy, load_recipe
 from llm_reinforce.durable_files import write_whole
 
 RECIPE, DATA = "smollm2_word_problems", Path("word_problems")
@@ -39,44 +42,39 @@ TEMPLATES = (
     SHORT,
     "Question: {prompt}\nAnswer:",
     "{prompt}\nWrite the calculation, then the answer after ####.",
+    "{prompt}\nAnswer in one short sentence.",
 )
+BASE_TOKENS = 256  # maximum number of new tokens before training, when the policy explains at length
 TESTS = ("svamp_test", "multiarith_test")
 REWARDS = "'rewards=[{function: correct_answer}, {function: %s}]'"
 SHAPING = {  # rewards that are added to the reward for a right answer
     "right answer": "",
     "format": REWARDS % "answer_format, weight: 0.2",
     "concise": REWARDS % "conciseness, weight: 0.5, arguments: {max_tokens: 48}",
-    "right steps": REWARDS % "intermediate_steps, weight: 0.2, arguments: {wrong: 0}",
-    "heavy steps": REWARDS % "intermediate_steps, weight: 1, arguments: {wrong: 0}",
+    "right steps": REWARDS % "intermediate_steps, weight: 1, arguments: {wrong: 0}",
 }
 SETTINGS = {  # changes of the recipe's settings
     "recipe": "",
-    "warm start of 10": "training.warm_start.num_updates=10",
-    "warm start of 160": "training.warm_start.num_updates=160",
-    "learning rate 5e-6": "training.learning_rate=5e-6",
+    "learning rate 3e-6": "training.learning_rate=3e-6",
     "learning rate 3e-5": "training.learning_rate=3e-5",
-    "adapter": "policy.lora={} training.learning_rate=1e-4 training.warm_start.learning_rate=5e-4",
     "16 problems": "reinforce.problems_per_update=16",
     "refill": "reinforce.refill=1",
     "curriculum": "reinforce.curriculum={}",
 }
 # one policy-gradient update with a learning rate that leaves all weights unchanged
 NO_UPDATE = ("training.num_updates=1", "training.learning_rate=1e-30", "reinforce.problems_per_update=2")
+METHODS = ("recipe", "warm start", "no warm start", "supervised", "trl")
+LOGGED = ("update", "reward", "accuracy", "entropy", "completions/mean_length", "num_tokens", "step_time")
 
 
-def methods(options: argparse.Namespace) -> dict[str, list[str]]:
-    """Return the settings of each method, as changes of the recipe."""
-    short = [f"problems.template={json.dumps(SHORT)}", "training.warm_start=null"]
-    no_start = [each for each in options.set if "warm_start" not in each]
-    supervised = {
-        f"supervised {num}": [
-            *NO_UPDATE,
-            "training.warm_start.num_updates=null",
-            f"training.warm_start.epochs={num}",
-        ]
-        for num in options.epochs
-    }
-    return {"recipe": options.set, "no warm start": [*short, *no_start], **supervised}
+def settings_of(method: str, options: argparse.Namespace) -> list[str]:
+    """Return the settings of a method, as changes of the recipe."""
+    if method == "no warm start":
+        no_start = [each for each in options.set if "warm_start" not in each]
+        return [f"problems.template={json.dumps(SHORT)}", "training.warm_start=null", *no_start]
+    if method == "supervised":
+        return [*NO_UPDATE, f"training.warm_start.num_updates={options.supervised_updates}"]
+    return ["training.num_checkpoints_kept=9", *options.set]  # the first checkpoint is the warm start
 
 
 def train(settings: list[str], directory: Path) -> float:
@@ -150,7 +148,7 @@ def trl(options: argparse.Namespace) -> None:
         callbacks=[Clock()],
         args=GRPOConfig(
             output_dir=str(options.output),
-            seed=options.seeds,
+            seed=options.seeds[0],
             max_completion_length=load_recipe(RECIPE).config.sampling.max_new_tokens,
             max_steps=10**6,
             lr_scheduler_type="constant",
@@ -173,69 +171,116 @@ def measured(options: argparse.Namespace, name: str, policy: str, data: str, **s
         str(DATA / f"{data}.jsonl"),
         output_dir=options.output / "evaluations" / name / data,
         batch_size=64,
-        num_problems=options.problems,
-        **settings,
+        **{"num_problems": options.problems, **settings},
     )
 
 
 def base(options: argparse.Namespace) -> None:
     """Measure the policy before training."""
-    rows = []
-    for num_tokens in (48, 256):
-        for number, template in enumerate(TEMPLATES, 1):
-            settings: dict[str, Any] = {"template": template, "max_new_tokens": num_tokens}
-            found = measured(options, f"template-{number}-{num_tokens}", options.policy, "dev", **settings)
-            rows.append({"data": "dev", **settings, **found.summary()})
+    rows: list[dict[str, Any]] = []
+    for template in TEMPLATES:
+        settings = {"template": template, "max_new_tokens": BASE_TOKENS}
+        name = f"template-{TEMPLATES.index(template) + 1}"
+        found = measured(options, name, options.policy, "dev", **settings)
+        rows.append({"data": "dev", **settings, **found.summary()})
     best = max(rows, key=lambda row: float(row["accuracy"]))
+    settings = {"template": best["template"], "max_new_tokens": BASE_TOKENS}
     for data in TESTS:
-        for decoding, num in (("greedy", 1), ("sampled", 8)):
-            settings = {key: best[key] for key in ("template", "max_new_tokens")} | {"decoding": decoding}
-            found = measured(
-                options, f"base-{decoding}", options.policy, data, samples_per_problem=num, **settings
-            )
-            rows.append({"data": data, **settings, **found.summary()})
+        found = measured(options, "base-greedy", options.policy, data, **settings)
+        rows.append({"data": data, "decoding": "greedy", **settings, **found.summary()})
+        sampled = {**settings, "decoding": "sampled", "samples_per_problem": 8}
+        found = measured(
+            options, "base-sampled", options.policy, data, num_problems=options.problems or 100, **sampled
+        )
+        rows.append({"data": data, **sampled, **found.summary()})
     write_json(options.output / "base.json", rows)
     print("\n".join(map(json.dumps, rows)))
 
 
 def gains(options: argparse.Namespace) -> None:
-    """Train with all methods, and compare the trained policies with the policy before training."""
+    """Train with the methods, and compare the trained policies with the policy before training."""
+    best = next(row for row in json.loads((options.output / "base.json").read_text()) if row["data"] != "dev")
+    prompting = {key: best[key] for key in ("template", "max_new_tokens")}
+    before = {data: measured(options, "base-greedy", options.policy, data, **prompting) for data in TESTS}
     short = {"template": SHORT, "max_new_tokens": load_recipe(RECIPE).config.sampling.max_new_tokens}
-    before = {data: measured(options, "start", options.policy, data, **short) for data in TESTS}
     rows: list[dict[str, Any]] = []
-    for seed in range(options.seeds):
-        seconds: dict[str, float] = {}
-        for method, settings in methods(options).items():
-            own = [f"seed={seed}", f"policy.name_or_path={options.policy}", *settings]
-            seconds[method] = train(own, options.output / method / f"seed-{seed}")
-        if options.trl:
-            directory = options.output / "trl" / f"seed-{seed}"
-            seconds["trl"] = train_with_trl(options, seed, seconds["recipe"], directory)
-        for method in seconds:
+    for seed in options.seeds:
+        for method in options.methods:
+            if method == "trl" and not options.trl:
+                continue
             place = options.output / method / f"seed-{seed}"
-            prompting = short if method == "trl" else {}  # other policies get the prompts of their runs
+            seconds = trained(options, method, seed, place)
             for data in TESTS:
-                after = measured(options, f"{method}-{seed}", str(place / "policy"), data, **prompting)
+                # other policies than TRL's get the prompts of their runs
+                settings = short if method == "trl" else {}
+                if method == "warm start":
+                    settings = {"max_new_tokens": short["max_new_tokens"], "template": "{prompt}"}
+                after = measured(options, f"{method}-{seed}", str(place / "policy"), data, **settings)
                 change = compare_evaluations(before[data], after)["accuracy"].summary()
-                short_change = {
-                    key: change[key] for key in ("before", "after", "difference", "interval", "parts")
-                }
-                rows.append({"method": method, "seed": seed, "data": data, "seconds": seconds[method]})
-                rows[-1] |= {"accuracy": after.summary(), "change": short_change}
+                shown = {key: change[key] for key in ("before", "after", "difference", "interval", "parts")}
+                rows.append({"method": method, "seed": seed, "data": data, "seconds": seconds})
+                rows[-1] |= {"accuracy": after.summary(), "change": shown}
                 print(json.dumps(rows[-1]))
-        write_json(options.output / "gains.json", rows)
+            write_json(options.output / "gains.json", rows)
+    write_json(options.output / "curves.json", curves(options))
     plot(options)
+
+
+def trained(options: argparse.Namespace, method: str, seed: int, place: Path) -> float | None:
+    """Train a policy with a method, and return the seconds; None for the warm start of the recipe's run."""
+    recipe = options.output / "recipe" / f"seed-{seed}"
+    if method == "trl":
+        return train_with_trl(options, seed, json.loads((recipe / "seconds.json").read_text()), place)
+    if method == "warm start":
+        save_warm_start(options.policy, recipe, place / "policy")
+        return None
+    own = [f"seed={seed}", f"policy.name_or_path={options.policy}", *settings_of(method, options)]
+    return train(own, place)
+
+
+def save_warm_start(policy_name: str, run: Path, place: Path) -> None:
+    """Save the policy of the checkpoint that a run made after its warm start, as the directory of a model."""
+    if not place.exists():
+        policy = load_policy(policy_name)
+        tensors = load_file(run / "checkpoints" / "update-000000" / "policy.safetensors")
+        policy.model.load_state_dict(tensors, strict=False)  # an output layer may share the embeddings
+        policy.save(place)
+
+
+def curves(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return the chosen metrics of each update, and the evaluations, of all runs of `gains`."""
+    found = []
+    for method in options.methods:
+        for directory in sorted((options.output / method).glob("seed-*")):
+            if (directory / "metrics.jsonl").exists():
+                logs = {
+                    name: [
+                        json.loads(line) for line in (directory / f"{name}.jsonl").read_text().splitlines()
+                    ]
+                    for name in ("metrics", "evaluations")
+                }
+                found.append({"method": method, "seed": int(directory.name.removeprefix("seed-"))})
+                found[-1]["updates"] = [{key: line[key] for key in LOGGED} for line in logs["metrics"]]
+                found[-1]["held_out"] = [
+                    {key: line[key] for key in ("update", "accuracy", "interval")}
+                    for line in logs["evaluations"]
+                ]
+    return found
 
 
 def compare_variants(options: argparse.Namespace, part: str, variants: dict[str, str]) -> None:
     """Train variants of the recipe at an equal budget of sampled tokens, and print results and findings."""
-    folder = options.output / part
+    folder, start = (
+        options.output / part,
+        options.output / "warm start" / f"seed-{options.seeds[0]}" / "policy",
+    )
+    save_warm_start(options.policy, options.output / "recipe" / f"seed-{options.seeds[0]}", start)
     command = [sys.executable, "-m", "llm_reinforce", "compare", RECIPE, f"--tokens={options.tokens}"]
-    command += [f"--seeds={options.seeds}", f"--output={folder}", "--evaluations=4"]
+    command += [f"--seeds={len(options.seeds)}", f"--output={folder}", "--evaluations=4"]
     for name, overrides in variants.items():
         command += ["--variant", f"{name}: {overrides}"]
     shared = [each for each in options.set if not each.startswith("training.num_updates")]
-    shared += [f"policy.name_or_path={options.policy}", "training.schedule=constant"]
+    shared += [f"policy.name_or_path={start}", "training.warm_start=null", "training.schedule=constant"]
     subprocess.run([*command, *changes(shared)], check=True)
     rows = []
     for name in variants:
@@ -261,14 +306,17 @@ def plot(options: argparse.Namespace) -> None:
     names = list(dict.fromkeys(row["method"] for row in rows))
     figure, axes = plt.subplots(1, len(TESTS), figsize=(9, 3.5), sharey=True)
     for axis, data in zip(axes, TESTS, strict=True):
-        for row in (row for row in rows if row["data"] == data):
+        shown = [row for row in rows if row["data"] == data]
+        axis.axhline(100 * shown[0]["change"]["before"], color="gray", linestyle=":", label="before training")
+        for row in shown:
             value, (low, high) = row["accuracy"]["accuracy"], row["accuracy"]["interval"]
             place = names.index(row["method"]) + 0.15 * row["seed"]
-            axis.errorbar(place, value, [[value - low], [high - value]], fmt="o", color="C0", capsize=2)
-            axis.axhline(row["change"]["before"], color="gray", linestyle=":")
-        axis.set_xticks(range(len(names)), names, rotation=30, ha="right")
+            bars = [[100 * (value - low)], [100 * (high - value)]]
+            axis.errorbar(place, 100 * value, bars, fmt="o", color="C0", capsize=2)
+        axis.set_xticks([each + 0.15 for each in range(len(names))], names, rotation=30, ha="right")
         axis.set_title(data)
-    axes[0].set_ylabel("greedy accuracy")
+    axes[0].set_ylabel("greedy accuracy (%)")
+    axes[0].legend()
     figure.tight_layout()
     figure.savefig(options.output / "gains.svg")
 
@@ -293,11 +341,14 @@ def main() -> None:
         "--output", type=Path, default=Path("runs/word_problems"), help="directory of the results"
     )
     parser.add_argument("--policy", default="smollm2-135m", help="policy before training")
-    parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
-    parser.add_argument("--epochs", type=int, nargs="*", default=[1, 4], help="passes of supervised training")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of the runs")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS, help="methods of `gains`")
+    parser.add_argument(
+        "--supervised-updates", type=int, default=256, help="updates of supervised training with 16 solutions"
+    )
     parser.add_argument("--trl", metavar="PYTHON", help="interpreter of an environment with trl")
     parser.add_argument(
-        "--tokens", type=int, default=200_000, help="sampled tokens of each run of `settings` or `shaping`"
+        "--tokens", type=int, default=60_000, help="sampled tokens of each run of `settings` or `shaping`"
     )
     parser.add_argument("--problems", type=int, help="evaluate the first problems only")
     parser.add_argument("--set", action="append", default=[], help="change a setting of the recipe")

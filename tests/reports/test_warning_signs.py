@@ -95,11 +95,13 @@ def test_collapse() -> None:
 
 
 def test_problems_of_different_difficulty_are_no_collapse() -> None:
-    # numbers of right answers, out of 64, in the first updates of a run of smollm2_word_problems with 8
-    # problems per update, in which the greedy accuracy did not fall
+    # numbers of right answers, out of 64, in a run of smollm2_word_problems with 8 problems per update, in
+    # which the greedy accuracy on held-out problems rose from 33% to 38%
     counts = (
-        "7 5 7 8 8 15 6 9 7 8 8 10 4 19 6 6 10 10 5 13 9 5 8 13 21 15 18 2 13 7 7 20 12 13 4 4 7 10 "
-        "12 12 19 14 15 7 18 "
+        "24 9 10 16 16 21 21 34 18 26 14 10 13 26 12 11 9 14 25 22 26 10 14 20 29 16 19 12 26 15 "
+        "28 25 19 29 11 33 13 22 15 24 35 19 28 20 19 13 15 6 18 15 21 18 29 18 23 19 18 15 16 14 "
+        "16 32 27 16 16 9 30 25 9 28 31 21 32 18 40 20 15 36 19 43 29 22 33 34 36 32 34 43 23 17 "
+        "17 28 35 11 31 12 5 30 22 18 "
     )
     signs = WarningSigns(RunFacts(1016, 8, 8, 100))
     for update, count in enumerate(map(int, counts.split()), 1):

@@ -5,22 +5,26 @@ POLICY is the directory of a policy that was trained for a few updates, such as
 `llm-reinforce serve smollm2_addition --run`. The script transfers these weights to the server once more, and
 never transfers the trained weights.
 
-The script estimates the policy gradient of the trained policy from its own episodes, and from the episodes of
-the server, without and with importance weights. It prints the inner product of each estimate with a fixed
-direction, divided by the mean inner product of the on-policy estimates. The direction is the mean of other
-on-policy estimates. Unbiased estimates have the mean 1. The intervals are 95% intervals of the mean over
-independent batches, in which both kinds of episodes have the same problems. All gradients are those of the
-last decoder layer, which takes a third of the time of the whole gradient.
+The script estimates one component of the policy gradient of the trained policy, from its own episodes and
+from episodes of the server, without and with importance weights. The component is the derivative of the
+expected reward in the direction from the old weights to the trained weights. The derivatives of the
+log-probabilities in this direction are computed by central differences.
+
+The script prints each estimate divided by the mean estimate from the policy's own episodes. Without a bias,
+the mean of this quotient is 1. The intervals are 95% intervals of the mean over independent batches, which
+all have the same problems.
 """
 
 import argparse
+import copy
 import json
 import math
 import statistics
+from collections.abc import Sequence
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import nn
 
 from llm_reinforce import ImportanceConfig, LanguagePolicy, Problem, ReinforceConfig, load_policy
 from llm_reinforce.analysis.learning_curves import mean_interval
@@ -33,12 +37,17 @@ from llm_reinforce.server import SamplingServer
 from llm_reinforce.training.objective import NO_RATIOS, RatioCounts, surrogate_loss
 
 GROUP, MAX_NEW_TOKENS, MAX_OPERAND = 8, 24, 19  # like the recipe smollm2_addition
-ON_POLICY = ReinforceConfig()
+STEP = 0.1  # of the difference quotient, as a share of the distance between old and trained weights
+OWN, ON_POLICY = "own episodes", ReinforceConfig(baseline="none")
 CORRECTIONS = {
     "no correction": ON_POLICY,
-    "sequence": ReinforceConfig(importance=ImportanceConfig(level="sequence", limit=None)),
-    "per_decision": ReinforceConfig(importance=ImportanceConfig(level="per_decision", limit=None)),
-    "per_decision, default limit": ReinforceConfig(importance=ImportanceConfig(level="per_decision")),
+    "sequence": ReinforceConfig(baseline="none", importance=ImportanceConfig(level="sequence", limit=None)),
+    "per_decision": ReinforceConfig(
+        baseline="none", importance=ImportanceConfig(level="per_decision", limit=None)
+    ),
+    "per_decision, default limit": ReinforceConfig(
+        baseline="none", importance=ImportanceConfig(level="per_decision")
+    ),
 }
 
 
@@ -48,33 +57,48 @@ def draw_problems(num: int, generator: torch.Generator) -> list[Problem]:
     return [Problem(f"What is {a} + {b}?", str(a + b)) for a, b in pairs]
 
 
-def gradients(
-    policy: LanguagePolicy, batch: EpisodeBatch, corrections: dict[str, ReinforceConfig]
-) -> dict[str, tuple[Tensor, RatioCounts]]:
-    """Return the gradient of the loss of a batch with each correction, and the counts of importance weights.
+def shifted(policy: LanguagePolicy, old: LanguagePolicy, step: float) -> nn.Module:
+    """Return a model with the weights θ + step · (θ − θ_old)."""
+    model = copy.deepcopy(policy.model)
+    with torch.no_grad():
+        for weight, before in zip(model.parameters(), old.model.parameters(), strict=True):
+            weight.add_(step * (weight - before))
+    return model
 
-    Each gradient is a vector with the trainable parameters of the policy.
+
+def derivatives(
+    models: Sequence[nn.Module], pad: int, batch: EpisodeBatch, corrections: dict[str, ReinforceConfig]
+) -> dict[str, tuple[float, RatioCounts]]:
+    """Return the derivative of the loss of a batch, and the counts of the importance weights, by correction.
+
+    Args:
+        models: the models with the weights θ, θ + STEP · d and θ − STEP · d, where d is the direction.
+        pad: token id of the padding.
+        batch: the episodes.
+        corrections: settings of the loss, by name.
     """
-    scores = token_log_probs(
-        policy.model,
-        [episode.prompt_ids for episode in batch.episodes],
-        [episode.completion.token_ids for episode in batch.episodes],
-        pad_token_id=policy.pad_token_id,
-    )
-    parameters = [each for each in policy.model.parameters() if each.requires_grad]
+    prompts = [episode.prompt_ids for episode in batch.episodes]
+    completions = [episode.completion.token_ids for episode in batch.episodes]
+    with torch.no_grad():
+        log_probs, above, below = (
+            token_log_probs(model, prompts, completions, pad_token_id=pad).log_probs for model in models
+        )
+    slopes = (above - below) / (2 * STEP)
     found = {}
     for name, settings in corrections.items():
         estimate = estimate_advantages(batch, settings, MovingAverage())
+        actions = log_probs.clone().requires_grad_()
         loss, counts = surrogate_loss(
             settings,
-            scores.log_probs,
+            actions,
             batch.behavior_log_probs,
             estimate.advantages,
             estimate.mask,
             estimate.denominator,
         )
-        parts = torch.autograd.grad(loss, parameters, retain_graph=True)
-        found[name] = torch.cat([part.flatten() for part in parts]), counts
+        (gradient,) = torch.autograd.grad(loss, actions)
+        # dL/dε = Σ_t ∂L/∂log π(a_t) · d log π(a_t)/dε
+        found[name] = float((gradient * slopes)[estimate.mask].sum()), counts
     return found
 
 
@@ -91,11 +115,11 @@ def main() -> None:
     options = parser.parse_args()
     generator = torch.Generator().manual_seed(0)
     policy, rewards = load_policy(options.policy), [WeightedReward("correct_answer", correct_answer())]
-    policy.model.requires_grad_(False)
-    list(policy.model.get_submodule("model.layers").children())[-1].requires_grad_(True)
+    old = load_policy(options.old)
+    models = [policy.model, shifted(policy, old, STEP), shifted(policy, old, -STEP)]
     server = SamplingServer(ServerConfig(url=options.url), temperature=1.0, is_half=False, directory=None)
     probes = policy.encode_prompts([each.policy_prompt for each in draw_problems(4, generator)])
-    difference = server.sync(load_policy(options.old), probes, MAX_NEW_TOKENS)
+    difference = server.sync(old, probes, MAX_NEW_TOKENS)
     print(f"mean difference of log-probabilities, server and old policy: {difference:.2g} nats")
     print(f"server and trained policy: {server.probe(policy, probes, MAX_NEW_TOKENS):.2g} nats")
 
@@ -108,31 +132,24 @@ def main() -> None:
         generator=generator,
     )
 
-    def on_policy(problems: list[Problem]) -> Tensor:
-        batch = collect(problems, sample=sample_completions)
-        return gradients(policy, batch, {"own episodes": ON_POLICY})["own episodes"][0]
-
-    def draw() -> list[Problem]:
-        return draw_problems(options.problems, generator)
-
-    direction = sum(on_policy(draw()) / options.batches for _ in range(options.batches))
-    products: dict[str, list[float]] = {name: [] for name in ("own episodes", *CORRECTIONS)}
-    ratios = dict.fromkeys(CORRECTIONS, NO_RATIOS)
+    problems = draw_problems(options.problems, generator)
+    values: dict[str, list[float]] = {name: [] for name in (OWN, *CORRECTIONS)}
+    ratios = dict.fromkeys(values, NO_RATIOS)
     for number in range(1, options.batches + 1):
-        problems = draw()
-        products["own episodes"].append(float(on_policy(problems) @ direction))
+        own = collect(problems, sample=sample_completions)
         stale = collect(problems, sample=server.sample_completions)
-        for name, (found, counts) in gradients(policy, stale, CORRECTIONS).items():
-            products[name].append(float(found @ direction))
+        found = derivatives(models, policy.pad_token_id, own, {OWN: ON_POLICY})
+        found |= derivatives(models, policy.pad_token_id, stale, CORRECTIONS)
+        for name, (value, counts) in found.items():
+            values[name].append(value)
             ratios[name] += counts
-        print(json.dumps({"batch": number, **{name: values[-1] for name, values in products.items()}}))
-    unit = statistics.fmean(products["own episodes"])
-    for name, values in products.items():
-        shares = [value / unit for value in values]
+        print(json.dumps({"batch": number, **{name: of_name[-1] for name, of_name in values.items()}}))
+    unit = statistics.fmean(values[OWN])
+    for name, of_name in values.items():
+        shares = [value / unit for value in of_name]
         interval = mean_interval(shares, -math.inf, math.inf)
         limits = "" if interval is None else f" [{interval[0]:.2f}, {interval[1]:.2f}]"
-        settings = CORRECTIONS.get(name, ON_POLICY)
-        size = ratios.get(name, NO_RATIOS).metrics(settings).get("importance/effective_sample_size")
+        size = ratios[name].metrics(CORRECTIONS.get(name, ON_POLICY)).get("importance/effective_sample_size")
         print(
             f"| {name} | {statistics.fmean(shares):.2f}{limits} | {'' if size is None else f'{size:.2f}'} |"
         )

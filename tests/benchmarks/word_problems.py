@@ -190,7 +190,7 @@ def base(options: argparse.Namespace) -> None:
         rows.append({"data": data, "decoding": "greedy", **settings, **found.summary()})
         sampled = {**settings, "decoding": "sampled", "samples_per_problem": 8}
         found = measured(
-            options, "base-sampled", options.policy, data, num_problems=options.problems or 100, **sampled
+            options, "base-sampled", options.policy, data, num_problems=options.problems or 50, **sampled
         )
         rows.append({"data": data, **sampled, **found.summary()})
     write_json(options.output / "base.json", rows)

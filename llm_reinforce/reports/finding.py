@@ -78,8 +78,8 @@ class Finding:
         return f"{self.sentence}; {self.advice}"
 
 
-# correlation of the correctness of two episodes of a problem; estimates from parts of two runs of
-# smollm2_word_problems were between 0.26 and 0.66
+# correlation of the correctness of two episodes of a problem; in two runs of smollm2_word_problems, it was
+# between 0.26 and 0.66
 CORRELATION = 0.5
 
 

@@ -38,16 +38,13 @@ from llm_reinforce.training.objective import NO_RATIOS, RatioCounts, surrogate_l
 
 GROUP, MAX_NEW_TOKENS, MAX_OPERAND = 8, 24, 19  # like the recipe smollm2_addition
 STEP = 0.1  # of the difference quotient, as a share of the distance between old and trained weights
-OWN, ON_POLICY = "own episodes", ReinforceConfig(baseline="none")
+without_baseline = partial(ReinforceConfig, baseline="none")
+OWN, ON_POLICY = "own episodes", without_baseline()
 CORRECTIONS = {
     "no correction": ON_POLICY,
-    "sequence": ReinforceConfig(baseline="none", importance=ImportanceConfig(level="sequence", limit=None)),
-    "per_decision": ReinforceConfig(
-        baseline="none", importance=ImportanceConfig(level="per_decision", limit=None)
-    ),
-    "per_decision, default limit": ReinforceConfig(
-        baseline="none", importance=ImportanceConfig(level="per_decision")
-    ),
+    "sequence": without_baseline(importance=ImportanceConfig(level="sequence", limit=None)),
+    "per_decision": without_baseline(importance=ImportanceConfig(level="per_decision", limit=None)),
+    "per_decision, default limit": without_baseline(importance=ImportanceConfig(level="per_decision")),
 }
 
 
@@ -84,9 +81,9 @@ def derivatives(
             token_log_probs(model, prompts, completions, pad_token_id=pad).log_probs for model in models
         )
     slopes = (above - below) / (2 * STEP)
+    estimate = estimate_advantages(batch, ON_POLICY, MovingAverage())
     found = {}
     for name, settings in corrections.items():
-        estimate = estimate_advantages(batch, settings, MovingAverage())
         actions = log_probs.clone().requires_grad_()
         loss, counts = surrogate_loss(
             settings,

@@ -178,10 +178,9 @@ def measured(options: argparse.Namespace, name: str, policy: str, data: str, **s
 def base(options: argparse.Namespace) -> None:
     """Measure the policy before training."""
     rows: list[dict[str, Any]] = []
-    for template in TEMPLATES:
+    for number, template in enumerate(TEMPLATES, 1):
         settings = {"template": template, "max_new_tokens": BASE_TOKENS}
-        name = f"template-{TEMPLATES.index(template) + 1}"
-        found = measured(options, name, options.policy, "dev", **settings)
+        found = measured(options, f"template-{number}", options.policy, "dev", **settings)
         rows.append({"data": "dev", **settings, **found.summary()})
     best = max(rows, key=lambda row: float(row["accuracy"]))
     settings = {"template": best["template"], "max_new_tokens": BASE_TOKENS}
@@ -211,8 +210,7 @@ def gains(options: argparse.Namespace) -> None:
             place = options.output / method / f"seed-{seed}"
             seconds = trained(options, method, seed, place)
             for data in TESTS:
-                # other policies than TRL's get the prompts of their runs
-                settings = short if method == "trl" else {}
+                settings = short if method == "trl" else {}  # other policies get the prompts of their runs
                 if method == "warm start":
                     settings = {"max_new_tokens": short["max_new_tokens"], "template": "{prompt}"}
                 after = measured(options, f"{method}-{seed}", str(place / "policy"), data, **settings)
@@ -232,49 +230,51 @@ def trained(options: argparse.Namespace, method: str, seed: int, place: Path) ->
     if method == "trl":
         return train_with_trl(options, seed, json.loads((recipe / "seconds.json").read_text()), place)
     if method == "warm start":
-        save_warm_start(options.policy, recipe, place / "policy")
+        save_warm_start(options, seed)
         return None
     own = [f"seed={seed}", f"policy.name_or_path={options.policy}", *settings_of(method, options)]
     return train(own, place)
 
 
-def save_warm_start(policy_name: str, run: Path, place: Path) -> None:
-    """Save the policy of the checkpoint that a run made after its warm start, as the directory of a model."""
+def save_warm_start(options: argparse.Namespace, seed: int) -> Path:
+    """Save the policy that the recipe's run had after its warm start, and return the model's directory."""
+    place: Path = options.output / "warm start" / f"seed-{seed}" / "policy"
     if not place.exists():
-        policy = load_policy(policy_name)
-        tensors = load_file(run / "checkpoints" / "update-000000" / "policy.safetensors")
+        policy = load_policy(options.policy)
+        checkpoints = options.output / "recipe" / f"seed-{seed}" / "checkpoints"
+        tensors = load_file(checkpoints / "update-000000" / "policy.safetensors")
         policy.model.load_state_dict(tensors, strict=False)  # an output layer may share the embeddings
         policy.save(place)
+    return place
 
 
 def curves(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Return the chosen metrics of each update, and the evaluations, of all runs of `gains`."""
     found = []
     for method in options.methods:
-        for directory in sorted((options.output / method).glob("seed-*")):
-            if (directory / "metrics.jsonl").exists():
-                logs = {
-                    name: [
-                        json.loads(line) for line in (directory / f"{name}.jsonl").read_text().splitlines()
-                    ]
-                    for name in ("metrics", "evaluations")
+        for metrics in sorted((options.output / method).glob("seed-*/metrics.jsonl")):
+            run, kept = metrics.parent, ("update", "accuracy", "interval")
+            found.append(
+                {
+                    "method": method,
+                    "seed": int(run.name.removeprefix("seed-")),
+                    "updates": [{key: row[key] for key in LOGGED} for row in read_rows(metrics)],
+                    "held_out": [
+                        {key: row[key] for key in kept} for row in read_rows(run / "evaluations.jsonl")
+                    ],
                 }
-                found.append({"method": method, "seed": int(directory.name.removeprefix("seed-"))})
-                found[-1]["updates"] = [{key: line[key] for key in LOGGED} for line in logs["metrics"]]
-                found[-1]["held_out"] = [
-                    {key: line[key] for key in ("update", "accuracy", "interval")}
-                    for line in logs["evaluations"]
-                ]
+            )
     return found
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Return the JSON objects in the lines of a file."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def compare_variants(options: argparse.Namespace, part: str, variants: dict[str, str]) -> None:
     """Train variants of the recipe at an equal budget of sampled tokens, and print results and findings."""
-    folder, start = (
-        options.output / part,
-        options.output / "warm start" / f"seed-{options.seeds[0]}" / "policy",
-    )
-    save_warm_start(options.policy, options.output / "recipe" / f"seed-{options.seeds[0]}", start)
+    folder, start = options.output / part, save_warm_start(options, options.seeds[0])
     command = [sys.executable, "-m", "llm_reinforce", "compare", RECIPE, f"--tokens={options.tokens}"]
     command += [f"--seeds={len(options.seeds)}", f"--output={folder}", "--evaluations=4"]
     for name, overrides in variants.items():
@@ -285,13 +285,12 @@ def compare_variants(options: argparse.Namespace, part: str, variants: dict[str,
     rows = []
     for name in variants:
         for directory in sorted((folder / name).glob("seed-*")):
-            lines = (directory / "metrics.jsonl").read_text().splitlines()
-            ends = [json.loads(lines[at]) for at in (0, -1)]
+            metrics = read_rows(directory / "metrics.jsonl")
+            ends = metrics[0], metrics[-1]
             row: dict[str, Any] = {"variant": name, "run": directory.name}
             for key in ("reward", "accuracy", "completions/mean_length"):
                 row[key] = [end[key] for end in ends]
-            evaluated = (directory / "evaluations.jsonl").read_text().splitlines()
-            row["held_out"] = [json.loads(line)["accuracy"] for line in evaluated]
+            row["held_out"] = [each["accuracy"] for each in read_rows(directory / "evaluations.jsonl")]
             row["findings"] = [finding.kind for finding in diagnose(directory)]
             rows.append(row)
             print(json.dumps(row))

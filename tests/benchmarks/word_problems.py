@@ -12,10 +12,10 @@ are:
   as long as the recipe's run with the same seed took. `gains` needs the results of `base`.
 - `settings` and `shaping` continue from the warm start of the recipe's first seed. They compare settings or
   rewards on dev.jsonl, at an equal budget of sampled tokens, and print the findings of the doctor.
-- `plot` draws the results of `gains` again.
 
-All files are written to `--output`, and complete runs are not repeated. To use one core for each seed, start
-`gains` several times with different `--seeds` and then once with all seeds. A quick trial of `gains` is
+`word_problems_plot.py` prints and draws the results of `base` and `gains`. All files are written to
+`--output`, and complete runs are not repeated. To use one core for each seed, start `gains` several times
+with different `--seeds` and then once with all seeds. A quick trial of `gains` is
 `--problems 4 --set training.num_updates=2 --set training.warm_start.num_updates=2 --set evaluation.every=2`.
 """
 
@@ -221,7 +221,6 @@ def gains(options: argparse.Namespace) -> None:
                 print(json.dumps(rows[-1]))
             write_json(options.output / "gains.json", rows)
     write_json(options.output / "curves.json", curves(options))
-    plot(options)
 
 
 def trained(options: argparse.Namespace, method: str, seed: int, place: Path) -> float | None:
@@ -297,29 +296,6 @@ def compare_variants(options: argparse.Namespace, part: str, variants: dict[str,
     write_json(options.output / f"{part}.json", rows)
 
 
-def plot(options: argparse.Namespace) -> None:
-    """Draw the accuracy of each method and seed on the test problems, from `gains.json`."""
-    import matplotlib.pyplot as plt
-
-    rows = json.loads((options.output / "gains.json").read_text())
-    names = list(dict.fromkeys(row["method"] for row in rows))
-    figure, axes = plt.subplots(1, len(TESTS), figsize=(9, 3.5), sharey=True)
-    for axis, data in zip(axes, TESTS, strict=True):
-        shown = [row for row in rows if row["data"] == data]
-        axis.axhline(100 * shown[0]["change"]["before"], color="gray", linestyle=":", label="before training")
-        for row in shown:
-            value, (low, high) = row["accuracy"]["accuracy"], row["accuracy"]["interval"]
-            place = names.index(row["method"]) + 0.15 * row["seed"]
-            bars = [[100 * (value - low)], [100 * (high - value)]]
-            axis.errorbar(place, 100 * value, bars, fmt="o", color="C0", capsize=2)
-        axis.set_xticks([each + 0.15 for each in range(len(names))], names, rotation=30, ha="right")
-        axis.set_title(data)
-    axes[0].set_ylabel("greedy accuracy (%)")
-    axes[0].legend()
-    figure.tight_layout()
-    figure.savefig(options.output / "gains.svg")
-
-
 def write_json(path: Path, value: object) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, json.dumps(value, indent=1) + "\n")
@@ -328,7 +304,7 @@ def write_json(path: Path, value: object) -> None:
 def main() -> None:
     """Read the arguments of the command line, and run a part."""
     parts: dict[str, Callable[[argparse.Namespace], None]] = {
-        **{each.__name__: each for each in (base, gains, plot, trl)},
+        **{each.__name__: each for each in (base, gains, trl)},
         "settings": partial(compare_variants, part="settings", variants=SETTINGS),
         "shaping": partial(compare_variants, part="shaping", variants=SHAPING),
     }
@@ -343,7 +319,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of the runs")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS, help="methods of `gains`")
     parser.add_argument(
-        "--supervised-updates", type=int, default=256, help="updates of supervised training with 16 solutions"
+        "--supervised-updates", type=int, default=224, help="updates of supervised training with 16 solutions"
     )
     parser.add_argument("--trl", metavar="PYTHON", help="interpreter of an environment with trl")
     parser.add_argument(

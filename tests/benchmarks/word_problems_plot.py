@@ -1,0 +1,138 @@
+"""Tables and plots of word problems: `python tests/benchmarks/word_problems_plot.py DIRECTORY`.
+
+The directory contains base.json, gains.json and curves.json, written by `word_problems.py`. The script prints
+the tables of the page "Results" of the documentation, and draws gains.svg and curves.svg in the directory.
+"""
+
+import argparse
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+
+from llm_reinforce.analysis.plot_style import STYLES, plotting
+
+WINDOW = 10  # a point of a learning curve is a mean over 10 updates
+PERCENT = 100
+
+
+def share(value: float, interval: Sequence[float]) -> str:
+    """Return an accuracy with its interval, in percent."""
+    low, high = interval
+    return f"{PERCENT * value:.1f}% [{PERCENT * low:.1f}, {PERCENT * high:.1f}]"
+
+
+def points(value: float, interval: Sequence[float]) -> str:
+    """Return a difference with its interval, in percentage points."""
+    low, high = interval
+    return f"{PERCENT * value:+.1f} [{PERCENT * low:.1f}, {PERCENT * high:.1f}]"
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table in Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def base_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the accuracy before training, and the reasons for wrong answers."""
+    cells = [
+        [
+            f"`{row['data']}`",
+            row["template"].replace("{prompt}", "").strip().replace("\n", " … ") or "none",
+            row["decoding"],
+            *(share(*measure(row, name)) for name in ("accuracy", "truncated", "unparseable")),
+        ]
+        for row in rows
+    ]
+    head = ["problems", "text of the template", "decoding", "right", "truncated", "without a number"]
+    return markdown(head, cells)
+
+
+def measure(row: Mapping[str, Any], name: str) -> tuple[float, Sequence[float]]:
+    """Return a measure of an evaluation, with its interval."""
+    found = row["measures"][name]
+    return found["value"], found["interval"]
+
+
+def gains_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the accuracy of each method and seed, and the difference to the accuracy before training."""
+    cells = []
+    order = list(dict.fromkeys(row["data"] for row in rows))
+    for row in sorted(rows, key=lambda row: order.index(row["data"])):
+        change = row["change"]
+        parts = [f"{PERCENT * part['difference']:+.1f}" for part in change["parts"].values()]
+        minutes = "" if row["seconds"] is None else f"{row['seconds'] / 60:.0f}"
+        accuracy = share(row["accuracy"]["accuracy"], row["accuracy"]["interval"])
+        difference = points(change["difference"], change["interval"])
+        name = [f"`{row['data']}`", row["method"], str(row["seed"]), minutes]
+        cells.append([*name, accuracy, difference, *parts])
+    kinds = list(rows[0]["change"]["parts"])
+    return markdown(["problems", "method", "seed", "minutes", "right", "difference in points", *kinds], cells)
+
+
+def plot_gains(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draw the accuracy of each method and seed on the test problems."""
+    names = list(dict.fromkeys(row["method"] for row in rows))
+    tests = list(dict.fromkeys(row["data"] for row in rows))
+    figure, axes = plt.subplots(1, len(tests), figsize=(9, 3.5), sharey=True)
+    for axis, data in zip(axes, tests, strict=True):
+        shown = [row for row in rows if row["data"] == data]
+        before = PERCENT * shown[0]["change"]["before"]
+        axis.axhline(before, color="gray", linestyle=":", label="before training")
+        for row in shown:
+            value, (low, high) = row["accuracy"]["accuracy"], row["accuracy"]["interval"]
+            place = names.index(row["method"]) + 0.15 * row["seed"]
+            bars = [[PERCENT * (value - low)], [PERCENT * (high - value)]]
+            axis.errorbar(place, PERCENT * value, bars, fmt="o", color=STYLES[0].color, capsize=2)
+        axis.set_xticks([each + 0.15 for each in range(len(names))], names, rotation=30, ha="right")
+        axis.set_title(data)
+    axes[0].set_ylabel("greedy accuracy (%)")
+    axes[0].legend()
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+
+
+def plot_curves(runs: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draw the accuracy of the episodes sampled for training, and on held-out problems."""
+    figure, (sampled, held_out) = plt.subplots(1, 2, figsize=(9, 3.5), sharey=True)
+    methods = list(dict.fromkeys(run["method"] for run in runs))
+    for run in runs:
+        color = STYLES[methods.index(run["method"])].color
+        label = run["method"] if run["seed"] == 0 else None
+        values = [PERCENT * row["accuracy"] for row in run["updates"]]
+        means = [statistics.mean(values[end - WINDOW : end]) for end in range(WINDOW, len(values) + 1)]
+        updates = range(WINDOW, len(values) + 1)
+        sampled.plot(updates, means, color=color, alpha=0.7, label=label)
+        places = [row["update"] for row in run["held_out"]]
+        accuracy = [PERCENT * row["accuracy"] for row in run["held_out"]]
+        held_out.plot(places, accuracy, "o-", color=color, alpha=0.7, label=label)
+    sampled.set_title(f"sampled for training, mean of {WINDOW} updates")
+    sampled.set_ylabel("accuracy (%)")
+    held_out.set_title("held-out problems, greedy")
+    for axis in (sampled, held_out):
+        axis.set_xlabel("policy-gradient updates")
+        axis.legend()
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+
+
+def main() -> None:
+    """Read the results, print the tables, and draw the plots."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("directory", type=Path, help="directory of the results")
+    directory = parser.parse_args().directory
+    base, gains, curves = (
+        json.loads((directory / f"{name}.json").read_text()) for name in ("base", "gains", "curves")
+    )
+    print(base_table(base), gains_table(gains), sep="\n\n")
+    with plotting():
+        plot_gains(gains, directory / "gains.svg")
+        plot_curves(curves, directory / "curves.svg")
+
+
+if __name__ == "__main__":
+    main()

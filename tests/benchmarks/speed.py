@@ -124,8 +124,8 @@ class Turns:
             os._exit(0)
 
 
-def ours(workload: Workload, directory: str, turns: Turns, *, has_verdicts: bool) -> None:
-    """Make updates with TrainingLoop."""
+def ours(workload: Workload, directory: str, report: Callable[..., None], *, has_verdicts: bool) -> None:
+    """Make updates with TrainingLoop, and call `report` with the times of each update."""
     dice = random.Random(0)
     policy = load_policy(directory)
     spent = {"prefill": 0.0, "sampling": 0.0, "cpu": 0.0}
@@ -135,7 +135,7 @@ def ours(workload: Workload, directory: str, turns: Turns, *, has_verdicts: bool
             prefill, sampling = spent["prefill"], spent["sampling"]
             spent.update(prefill=0.0, sampling=0.0)
             now = time.process_time()
-            turns.report(
+            report(
                 seconds=metrics["step_time"],
                 cpu_seconds=now - spent["cpu"],
                 tokens=sum(len(episode.completion.token_ids) for episode in episodes),
@@ -260,7 +260,7 @@ def work(side: str, workload: Workload, directory: str) -> None:
     if side.startswith("trl"):
         trl(workload, directory, turns, method=side.split()[1])
     else:
-        ours(workload, directory, turns, has_verdicts="verdicts" in side)
+        ours(workload, directory, turns.report, has_verdicts="verdicts" in side)
 
 
 # The parent process, which starts the contenders, gives them turns, and prints the table.

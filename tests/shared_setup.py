@@ -8,7 +8,6 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, no_type_check
 
 gc.disable()  # imports create few cycles; enabled in `pytest_collection_finish`
@@ -134,18 +133,15 @@ WITHOUT_REPORTS = {
 
 @pytest.fixture(scope="module", autouse=True)
 def _fast_checks_and_runs(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Prepare the modules that have been imported, and start runs without a full garbage collection.
+    """Prepare the modules that have been imported, and do not wait until files are on the disk.
 
-    Each run makes a collection, which takes a fifth of a second: twice as long as most runs of these tests.
-    It also waits some 40 times until a file is on the disk, which matters only if the machine goes down.
+    Each run waits some 40 times until a file is on the disk, which matters only if the machine goes down.
     """
     for name in modules_with_tensors():
         if name in sys.modules and name not in prepared:
             skip_checks_without_tensors(sys.modules[name])
             prepared.add(name)
     with pytest.MonkeyPatch.context() as patch:
-        if "llm_reinforce.training.loop" in sys.modules:
-            patch.setattr("llm_reinforce.training.loop.gc", SimpleNamespace(collect=lambda: 0))
         if request.path.stem in WITHOUT_REPORTS and "llm_reinforce.training.trainer" in sys.modules:
             patch.setattr("llm_reinforce.training.trainer.report", lambda path: path)
         patch.setattr(os, "fsync", lambda descriptor: None)

@@ -5,7 +5,6 @@ Policy Based Methods".
 """
 
 import datetime
-import gc
 import math
 import sys
 import time
@@ -49,7 +48,6 @@ from llm_reinforce.training.data_parallel import (
     shard,
 )
 from llm_reinforce.training.gradient_step import GradientStep, UpdateOutcome
-from llm_reinforce.training.host_process import fewer_collections, seeded
 from llm_reinforce.training.metrics import (
     describe_episode,
     mean_entropy,
@@ -59,6 +57,7 @@ from llm_reinforce.training.metrics import (
 )
 from llm_reinforce.training.optimizer import new_optimizer
 from llm_reinforce.training.problem_order import ProblemOrder
+from llm_reinforce.training.random_generators import seeded
 from llm_reinforce.training.reference import ReferencePolicy
 from llm_reinforce.training.run_checkpoints import RunCheckpoints
 from llm_reinforce.training.run_checks import (
@@ -349,11 +348,10 @@ class TrainingLoop:
                 self.reference.set_to_policy()
             self._is_state_current = True
             is_stopping = self._evaluate_and_save()
-        gc.collect()  # later garbage collections skip the objects that exist now; see `fewer_collections`
         if is_over(self.training, self.state):  # the run was resumed after its last update
             self._finish()
         while not (is_over(self.training, self.state) or is_stopping):
-            with fewer_collections(), seeded(self.sampler.random_number("update", self.state)):
+            with seeded(self.sampler.random_number("update", self.state)):
                 try:
                     update, is_stopping = self._update()
                 except SamplingStoppedError:

@@ -15,7 +15,7 @@ import json
 import statistics
 import tokenize
 from collections.abc import Sequence
-from contextlib import ExitStack, nullcontext, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -40,7 +40,7 @@ from llm_reinforce.policy.fast_path import (
     products,
     slot_batch,
 )
-from llm_reinforce.training import host_process, loop
+from llm_reinforce.training import loop
 
 layer_products = products.layer_products
 
@@ -155,11 +155,6 @@ PIECES = {
         "reuse of the slots of ended completions",
         [(slot_batch.SlotBatch, "can_refill", False)],
         [sampling.Generation.has_room_for],
-    ),
-    "gc": Piece(
-        "fewer garbage collections",
-        [(loop, "fewer_collections", nullcontext)],
-        [host_process.fewer_collections],
     ),
 }
 

@@ -1,10 +1,8 @@
 """The training loop: files of a run, order of problems, learning rates, and updates without a step."""
 
-import gc
 import re
 from collections import Counter
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +35,6 @@ from llm_reinforce.rewards import StepRewards, WeightedReward
 from llm_reinforce.runs import RunDirectory
 from llm_reinforce.training import TrainingLoop, loop
 from llm_reinforce.training.gradient_step import GradientStep
-from llm_reinforce.training.run_checks import NUM_TRIED
 
 
 def test_adapters_are_trained_and_base_weights_are_not(tmp_path: Path) -> None:
@@ -551,28 +548,6 @@ def test_micro_batches_do_not_change_the_update(micro_batch_tokens: int) -> None
         trainer(policy, num_updates=1, training={"micro_batch_tokens": size}).train()
     for one, other in zip(*(policy.model.parameters() for policy in policies), strict=True):
         assert torch.allclose(one.grad, other.grad, rtol=0, atol=1e-6)
-
-
-@pytest.mark.parametrize("fails", [False, True])
-def test_the_collector_skips_older_objects_during_an_update(fails: bool) -> None:
-    frozen: list[int] = []
-    calls = 0
-
-    def looking(completion: str, problem: Problem) -> float:
-        nonlocal calls
-        calls += 1
-        if calls in (NUM_TRIED + 1, NUM_TRIED + 16):  # in the first and in the second update
-            frozen.append(gc.get_freeze_count())  # which counts half a million objects
-            if fails and len(frozen) == 2:
-                raise KeyboardInterrupt
-        return sevens(completion, problem)
-
-    before = gc.get_freeze_count()
-    with pytest.raises(KeyboardInterrupt) if fails else nullcontext():
-        trainer(num_updates=2, rewards=(WeightedReward("looking", looking),)).train()
-    assert len(frozen) == 2
-    assert min(frozen) > before + 10_000
-    assert gc.get_freeze_count() == 0
 
 
 def test_metric_names_have_simple_characters() -> None:

@@ -1,10 +1,10 @@
 """Time that each piece of the fast path saves: `python tests/benchmarks/ablation.py --rounds 10`.
 
 One process makes updates of a workload of `speed.py`. For each piece, an update with the full code and an
-update without the piece take turns. The CPU time of an update without the piece is divided by the CPU time of
-the update with the full code. The table shows the median of these ratios, with its 95% confidence interval
-(with fewer than six rounds, the range of the ratios). A value of 1.10 means that an update takes 10% more
-time without the piece. The process computes with one thread, because the CPU time of one thread depends
+update without the piece take turns. The CPU time per sampled token of an update without the piece is divided
+by that of the update with the full code. The table shows the median of these ratios, with its 95% confidence
+interval (with fewer than six rounds, the range of the ratios). A value of 1.10 means that an update takes 10%
+more time without the piece. The process computes with one thread, because the CPU time of one thread depends
 little on other programs on the machine. Only this script can turn pieces off.
 """
 
@@ -13,6 +13,7 @@ import inspect
 import io
 import json
 import statistics
+import sys
 import tokenize
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
@@ -42,8 +43,6 @@ from llm_reinforce.policy.fast_path import (
 )
 from llm_reinforce.training import loop
 
-layer_products = products.layer_products
-
 
 @dataclass(frozen=True)
 class Piece:
@@ -60,14 +59,6 @@ class Piece:
     code: Sequence[Any]
 
 
-def one_by_one(layers: Any, inputs: Tensor, *, cached: Any = None) -> Any:
-    """Compute the products of layers with the same inputs one by one."""
-    known = cached or [None] * len(layers)
-    return tuple(
-        layer_products([layer], inputs, cached=[own])[0] for layer, own in zip(layers, known, strict=True)
-    )
-
-
 def all_logits(
     head: Any,
     hidden: Tensor,
@@ -79,8 +70,7 @@ def all_logits(
     cached: ActionLogProbs | None = None,
 ) -> ActionLogProbs:
     """Compute all logits at once, with autograd."""
-    (logits,) = layer_products([head], hidden)
-    logits = logits.index_select(0, states)
+    logits = products.layer_product(head, hidden).index_select(0, states)
     return log_probs_of_logits(logits, actions, temperature=temperature, with_entropies=with_entropies)
 
 
@@ -112,13 +102,8 @@ PIECES = {
             products._call,
             products._can_use,
             products._do_not_use,
-            products.outer_products,
+            products.outer_product,
         ],
-    ),
-    "groups": Piece(
-        "layers with the same inputs computed together",
-        [(module, "layer_products", one_by_one) for module in (activations, packed_forward, slot_batch)],
-        [products._layer_product],
     ),
     "reuse": Piece(
         "reuse of sampled activations", [(loop, "Activations", lambda max_tokens: None)], [activations]
@@ -197,10 +182,11 @@ class Turns:
     """Updates with the full code and without a piece, in turn. The first update is not measured.
 
     In each round, each piece is turned off for one update, right after or right before an update with the
-    full code. `seconds[piece]` lists the CPU seconds of these two updates for each round.
+    full code. `seconds[piece]` lists the CPU seconds per sampled token of these two updates for each round.
     """
 
     def __init__(self, pieces: Sequence[str], rounds: int) -> None:
+        self.rounds = rounds
         self.seconds: dict[str, list[dict[bool, float]]] = {piece: [] for piece in pieces}
         self.order = (
             (piece, (number + half) % 2 == 1)
@@ -211,15 +197,16 @@ class Turns:
         self.current: tuple[str, bool] | None = None
         self.patches = ExitStack()
 
-    def report(self, *, cpu_seconds: float, **what: object) -> None:
-        """Store the CPU time of the last update, and prepare the next update."""
+    def report(self, *, cpu_seconds: float, tokens: int, **what: object) -> None:
+        """Store the CPU time of the last update, per sampled token, and prepare the next update."""
         self.patches.close()
         if self.current is not None:
             piece, is_off = self.current
             pairs = self.seconds[piece]
             if not pairs or len(pairs[-1]) == 2:
                 pairs.append({})
-            pairs[-1][is_off] = cpu_seconds
+            pairs[-1][is_off] = cpu_seconds / tokens
+            print(f"{len(pairs)} of {self.rounds} rounds: {piece}", end="\r", file=sys.stderr)
         self.current = next(self.order, None)
         if self.current is None:
             raise AllUpdatesMade
@@ -240,7 +227,7 @@ def measure(pieces: Sequence[str], workload: str, num_problems: int, rounds: int
         low, high = interval(ratios)
         median = statistics.median(ratios)
         results.append({"piece": piece, "workload": workload, "ratio": median, "low": low, "high": high})
-        results[-1]["cpu_seconds"] = [[pair[False], pair[True]] for pair in pairs]
+        results[-1]["cpu_seconds_per_token"] = [[pair[False], pair[True]] for pair in pairs]
     return results
 
 

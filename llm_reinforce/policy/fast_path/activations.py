@@ -14,7 +14,7 @@ from llm_reinforce.policy.action_head import ActionLogProbs
 from llm_reinforce.policy.fast_path.completion_tree import CompletionTree
 from llm_reinforce.policy.fast_path.packed_forward import pad_to_multiple
 from llm_reinforce.policy.fast_path.packing import PackedPrompts
-from llm_reinforce.policy.fast_path.products import is_computed_by_product, layer_products
+from llm_reinforce.policy.fast_path.products import is_computed_by_product, layer_product
 from llm_reinforce.policy.language_policy import TokenIds, integers
 
 
@@ -46,18 +46,13 @@ class KeptProducts:
     _products: Mapping[nn.Module, list[Tensor]]
 
     def multiply(
-        self,
-        layers: Sequence[nn.Module],
-        inputs: Float[Tensor, "token inner"],
-        tokens: Int[Tensor, " token"] | None,
-    ) -> tuple[Float[Tensor, "token _"], ...]:
-        """Return the outputs of the layers, and reuse kept outputs. See `Multiply` for the arguments."""
+        self, layer: nn.Module, inputs: Float[Tensor, "token inner"], tokens: Int[Tensor, " token"] | None
+    ) -> Float[Tensor, "token _"]:
+        """Return the outputs of a layer, and reuse kept outputs. See `Multiply` for the arguments."""
+        if layer not in self._products:
+            return layer_product(layer, inputs)
         indices = self.indices if tokens is None else self.indices.index_select(0, tokens)
-        cached = [
-            torch.cat(self._products[layer]).index_select(0, indices) if layer in self._products else None
-            for layer in layers
-        ]
-        return layer_products(layers, inputs, cached=cached)
+        return layer_product(layer, inputs, torch.cat(self._products[layer]).index_select(0, indices))
 
 
 class Activations:
@@ -103,24 +98,20 @@ class Activations:
         self._sampled_by = (model, temperature)
 
     def multiply(
-        self,
-        layers: Sequence[nn.Module],
-        inputs: Float[Tensor, "token inner"],
-        tokens: Int[Tensor, " token"] | None,
-    ) -> tuple[Float[Tensor, "token _"], ...]:
-        """Compute the outputs of the layers and keep them. See `Multiply` for the arguments."""
-        results = layer_products(layers, inputs)
+        self, layer: nn.Module, inputs: Float[Tensor, "token inner"], tokens: Int[Tensor, " token"] | None
+    ) -> Float[Tensor, "token _"]:
+        """Compute the outputs of a layer and keep them. See `Multiply` for the arguments."""
+        result = layer_product(layer, inputs)
         if tokens is None:
             self._num_in_pass = len(inputs)
-        if self.num_tokens + self._num_in_pass <= self.max_tokens:
-            for layer, result in zip(layers, results, strict=True):
-                if is_computed_by_product(layer, inputs):
-                    kept = result
-                    if tokens is not None:  # the rows of other tokens are never read
-                        kept = result.new_empty(self._num_in_pass, result.shape[1])
-                        kept.index_copy_(0, tokens, result)
-                    self._products.setdefault(layer, []).append(kept)
-        return results
+        is_within_limit = self.num_tokens + self._num_in_pass <= self.max_tokens
+        if is_within_limit and is_computed_by_product(layer, inputs):
+            kept = result
+            if tokens is not None:  # the rows of other tokens are never read
+                kept = result.new_empty(self._num_in_pass, result.shape[1])
+                kept.index_copy_(0, tokens, result)
+            self._products.setdefault(layer, []).append(kept)
+        return result
 
     def end_pass(self) -> None:
         """Add the tokens of a completed forward pass to `num_tokens`, and apply the limit `max_tokens`."""

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from llm_reinforce.policy.action_head import ActionLogProbs, log_probs_of_logits
-from llm_reinforce.policy.fast_path.products import is_linear, outer_products, product
+from llm_reinforce.policy.fast_path.products import is_linear, outer_product, product
 from llm_reinforce.policy_gradient import entropy
 
 MAX_LOGITS = 1 << 23  # number of logits stored at once; 32 MiB in float32, about the size of a CPU cache
@@ -127,7 +127,7 @@ class _ChunkedHead(torch.autograd.Function):
             grad_logits = grad_logits.to(weight.dtype)
             grad_hidden += product(grad_logits, part.t())
             if grad_weight is not None:
-                (grad_weight[columns],) = outer_products([grad_logits], hidden)
+                grad_weight[columns] = outer_product(grad_logits, hidden)
         return (grad_hidden.to(hidden.dtype), grad_weight, *[None] * 5)
 
 

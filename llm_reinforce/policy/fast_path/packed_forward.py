@@ -8,7 +8,7 @@ passes its own attention function (see `Attend`):
 - `SlotBatch`: a token attends to a cache of keys and values.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
 
-from llm_reinforce.policy.fast_path.products import layer_products, of_transformers
+from llm_reinforce.policy.fast_path.products import layer_product, of_transformers
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")  # values of `model_type` in a config of transformers
 MULTIPLE, MIN_PADDED = 16, 256
@@ -31,16 +31,14 @@ Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 keys and values `[token, key_head, channel]` of all tokens, including tokens added by `pad_to_multiple`. The
 result has the shape of the queries, but may omit the added tokens."""
 
-Multiply = Callable[[Sequence[nn.Module], Tensor, Tensor | None], tuple[Tensor, ...]]
-"""Function that computes the outputs of linear layers that share their inputs. The arguments are the layers,
-the inputs, and the indices of the tokens to which the inputs belong (None: all tokens)."""
+Multiply = Callable[[nn.Module, Tensor, Tensor | None], Tensor]
+"""Function that computes the outputs of a linear layer. The arguments are the layer, its inputs, and the
+indices of the tokens to which the inputs belong (None: all tokens)."""
 
 
-def recompute_products(
-    layers: Sequence[nn.Module], inputs: Tensor, tokens: Tensor | None
-) -> tuple[Tensor, ...]:
-    """Compute the outputs of the layers without reusing activations. See `Multiply` for the arguments."""
-    return layer_products(layers, inputs)
+def recompute_product(layer: nn.Module, inputs: Tensor, tokens: Tensor | None) -> Tensor:
+    """Compute the outputs of a layer without reusing activations. See `Multiply` for the arguments."""
+    return layer_product(layer, inputs)
 
 
 def packable_model(model: nn.Module) -> Any:
@@ -98,7 +96,7 @@ def forward_packed(
     positions: Int[Tensor, " token"],
     attend: Attend,
     read: Int[Tensor, " read"] | None = None,
-    multiply: Multiply = recompute_products,
+    multiply: Multiply = recompute_product,
     *,
     gradient_checkpointing: bool = False,
 ) -> Float[Tensor, "read hidden"]:
@@ -111,7 +109,7 @@ def forward_packed(
         attend: attention function; see `Attend`.
         read: indices of the tokens whose hidden states are returned. The last layer processes only these
             tokens after its attention. None: all tokens.
-        multiply: function that computes the outputs of linear layers; see `Multiply`.
+        multiply: function that computes the outputs of a linear layer; see `Multiply`.
         gradient_checkpointing: keep only the inputs of each layer, and recompute the other activations in the
             backward pass.
     """
@@ -148,10 +146,10 @@ def _layer_outputs(
     mixed = _mixed(layer, number, hidden, rotation, attend, multiply)
     if tokens is not None:
         hidden, mixed = hidden.index_select(0, tokens), mixed.index_select(0, tokens)
-    hidden = hidden + multiply([layer.self_attn.o_proj], mixed, tokens)[0]
-    mlp = layer.mlp
-    gate, up = multiply([mlp.gate_proj, mlp.up_proj], layer.post_attention_layernorm(hidden), tokens)
-    return hidden + multiply([mlp.down_proj], mlp.act_fn(gate) * up, tokens)[0]
+    hidden = hidden + multiply(layer.self_attn.o_proj, mixed, tokens)
+    mlp, inputs = layer.mlp, layer.post_attention_layernorm(hidden)
+    gate, up = (multiply(projection, inputs, tokens) for projection in (mlp.gate_proj, mlp.up_proj))
+    return hidden + multiply(mlp.down_proj, mlp.act_fn(gate) * up, tokens)
 
 
 def pad_to_multiple(numbers: Int[Tensor, " row"]) -> Int[Tensor, " at_least_row"]:
@@ -175,9 +173,10 @@ def _mixed(
     """Return the outputs of a layer's attention before the output projection. The heads are concatenated."""
     attention = layer.self_attn
     shape = (len(hidden), -1, attention.head_dim)
-    projections = [attention.q_proj, attention.k_proj, attention.v_proj]
+    inputs = layer.input_layernorm(hidden)
     queries, keys, values = (
-        each.view(shape) for each in multiply(projections, layer.input_layernorm(hidden), None)
+        multiply(projection, inputs, None).view(shape)
+        for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
     )
     if hasattr(attention, "q_norm"):  # Qwen3
         queries, keys = attention.q_norm(queries), attention.k_norm(keys)

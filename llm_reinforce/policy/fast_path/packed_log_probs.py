@@ -16,7 +16,7 @@ from llm_reinforce.policy.fast_path.activations import Activations
 from llm_reinforce.policy.fast_path.attention import Attention
 from llm_reinforce.policy.fast_path.chunked_head import action_log_probs
 from llm_reinforce.policy.fast_path.completion_tree import CompletionTree, pack_completions
-from llm_reinforce.policy.fast_path.packed_forward import Multiply, forward_packed, recompute_products
+from llm_reinforce.policy.fast_path.packed_forward import Multiply, forward_packed, recompute_product
 from llm_reinforce.policy.fast_path.packing import PackedPrompts, pack_prompts
 from llm_reinforce.policy.language_policy import TokenIds, integers
 
@@ -44,7 +44,7 @@ def packed_log_probs(
         model,
         of_prompts,
         tree,
-        kept.multiply if kept else recompute_products,
+        kept.multiply if kept else recompute_product,
         gradient_checkpointing=gradient_checkpointing,
     )
     found = action_log_probs(
@@ -79,7 +79,7 @@ def packed_states(
     model: Any,
     of_prompts: PackedPrompts,
     tree: CompletionTree,
-    multiply: Multiply = recompute_products,
+    multiply: Multiply = recompute_product,
     *,
     gradient_checkpointing: bool = False,
 ) -> Float[Tensor, "state hidden"]:
@@ -89,7 +89,7 @@ def packed_states(
         model: a model returned by `packable_model`.
         of_prompts: layout of the prompts.
         tree: layout of the completions.
-        multiply: function that computes the outputs of linear layers; see `Multiply`.
+        multiply: function that computes the outputs of a linear layer; see `Multiply`.
         gradient_checkpointing: keep only the inputs of each layer, and recompute the other activations in the
             backward pass.
     """

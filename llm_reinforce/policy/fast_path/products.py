@@ -3,7 +3,6 @@
 Sampling and training spend most of their time on matrix products.
 """
 
-from collections.abc import Sequence
 from typing import Any, TypeGuard
 
 import torch
@@ -102,51 +101,45 @@ def _do_not_use(function: Any, error: Exception) -> None:
     )
 
 
-def outer_products(
-    lefts: Sequence[Float[Tensor, "row _"]], right: Float[Tensor, "row right"]
-) -> list[Float[Tensor, "_ right"]]:
-    """Return leftᵀ · right for each left factor, without gradient. The products are sums over rows.
+def outer_product(
+    left: Float[Tensor, "row left"], right: Float[Tensor, "row right"]
+) -> Float[Tensor, "left right"]:
+    """Return leftᵀ · right, without gradient. This is a sum over rows.
 
-    oneDNN copies and transposes the first factor of a product. If one copy of `right` costs less than a copy
-    of each left factor, the products rightᵀ · left are computed and transposed instead. On a CPU with AVX2
-    but without AVX-512, MKL is used, which is faster and needs no copy.
+    oneDNN copies and transposes the first factor of a product. If a copy of `right` costs less than a copy of
+    `left`, the product rightᵀ · left is computed and transposed instead. On a CPU with AVX2 but without
+    AVX-512, MKL is used, which is faster and needs no copy.
     """
     if ONLY_AVX2 or right.device.type != "cpu":
-        return [left.t() @ right for left in lefts]
-    width = sum(left.shape[1] for left in lefts)
-    if len(right) * (width - right.shape[1]) > 2 * width * right.shape[1]:
-        transposed = right.t().contiguous()
-        return [product(transposed, left.t()).t() for left in lefts]
-    return [product(left.t(), right.t()) for left in lefts]
+        return left.t() @ right
+    width, other_width = left.shape[1], right.shape[1]
+    if len(right) * (width - other_width) > 2 * width * other_width:
+        return product(right.t().contiguous(), left.t()).t()
+    return product(left.t(), right.t())
 
 
-def layer_products(
-    layers: Sequence[nn.Module],
-    inputs: Float[Tensor, "row inner"],
-    *,
-    cached: Sequence[Float[Tensor, "row _"] | None] | None = None,
-) -> tuple[Float[Tensor, "row _"], ...]:
-    """Return the outputs of linear layers that have the same inputs, with gradient.
+def layer_product(
+    layer: nn.Module, inputs: Float[Tensor, "row inner"], cached: Float[Tensor, "row column"] | None = None
+) -> Float[Tensor, "row column"]:
+    """Return the outputs of a linear layer, with gradient.
 
-    Layers for which `is_computed_by_product` returns True are computed with `product`. Other layers (with an
+    A layer for which `is_computed_by_product` returns True is computed with `product`. Other layers (with an
     adapter, quantized, or under autocast) are called as modules.
 
     Args:
-        layers: the layers.
-        inputs: the common inputs of the layers.
-        cached: for each layer, its outputs if they are already known, and otherwise None. Known outputs are
-            not recomputed, but their gradients are computed. Known outputs are allowed only for layers that
-            are computed with `product`.
+        layer: the layer.
+        inputs: the inputs of the layer.
+        cached: the outputs of the layer, if they are already known. They are not recomputed, but their
+            gradients are computed. Known outputs are allowed only for a layer that is computed with
+            `product`.
     """
-    if cached is None:
-        cached = [None] * len(layers)
-    if not all(is_computed_by_product(layer, inputs) for layer in layers):
-        return tuple(_layer_product(layer, inputs, own) for layer, own in zip(layers, cached, strict=True))
-    tensors: Any = (*(layer.weight for layer in layers), *(layer.bias for layer in layers), *cached)
-    if torch.is_grad_enabled():
-        outputs: tuple[Tensor, ...] = _Products.apply(inputs, *tensors)  # type: ignore[no-untyped-call]
+    if not is_computed_by_product(layer, inputs):
+        outputs: Tensor = layer(inputs)
         return outputs
-    return _forward(inputs, tensors)
+    if torch.is_grad_enabled():
+        result: Tensor = _LayerProduct.apply(inputs, layer.weight, layer.bias, cached)  # type: ignore[no-untyped-call]
+        return result
+    return _forward(inputs, layer.weight, layer.bias, cached)
 
 
 def is_computed_by_product(layer: nn.Module, inputs: Float[Tensor, "row inner"]) -> TypeGuard[nn.Linear]:
@@ -170,62 +163,36 @@ def is_linear(layer: nn.Module) -> TypeGuard[nn.Linear]:
     return type(layer) is nn.Linear
 
 
-def _layer_product(
-    layer: nn.Module, inputs: Float[Tensor, "row inner"], cached: Float[Tensor, "row column"] | None
-) -> Float[Tensor, "row column"]:
-    if is_computed_by_product(layer, inputs):
-        return layer_products([layer], inputs, cached=[cached])[0]
-    outputs: Tensor = layer(inputs)
-    return outputs
+def _forward(inputs: Tensor, weight: Tensor, bias: Tensor | None, cached: Tensor | None) -> Tensor:
+    if cached is not None:
+        return cached.view_as(cached)
+    result = product(inputs, weight)
+    return result if bias is None else result.add_(bias)
 
 
-def _forward(inputs: Float[Tensor, "row inner"], tensors: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
-    """Return the outputs of layers. `tensors` lists all weights, all biases, and all cached outputs."""
-    num = len(tensors) // 3
-    results: list[Tensor] = []
-    for weight, bias, own in zip(tensors[:num], tensors[num : 2 * num], tensors[2 * num :], strict=True):
-        if own is not None:
-            results.append(own.view_as(own))
-            continue
-        assert weight is not None
-        result = product(inputs, weight)
-        results.append(result if bias is None else result.add_(bias))
-    return tuple(results)
+class _LayerProduct(torch.autograd.Function):
+    """Compute y = x · Wᵀ + b, with gradient. Cached outputs are not recomputed.
 
-
-class _Products(torch.autograd.Function):
-    """Compute x · Wᵀ + b for several layers, with gradient. Cached outputs are not recomputed.
-
-    Let y be the output of a layer. The gradient of x is the sum of ∂L/∂y · W over the layers, and the
-    gradient of each W is (∂L/∂y)ᵀ · x.
+    The gradients of x, W and b are ∂L/∂y · W, (∂L/∂y)ᵀ · x, and the sum of ∂L/∂y over the rows.
     """
 
     @staticmethod
-    def forward(ctx: Any, inputs: Tensor, *tensors: Tensor | None) -> tuple[Tensor, ...]:
-        num = len(tensors) // 3
-        # frozen layers, such as the base layers of a model with an adapter, do not need the inputs
-        is_needed = any(ctx.needs_input_grad[1 : 1 + num])
-        ctx.save_for_backward(inputs if is_needed else None, *tensors[:num])
-        return _forward(inputs, tensors)
+    def forward(
+        ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None, cached: Tensor | None
+    ) -> Tensor:
+        # a frozen layer, such as the base layer of a model with an adapter, does not need the inputs
+        ctx.save_for_backward(inputs if ctx.needs_input_grad[1] else None, weight)
+        return _forward(inputs, weight, bias, cached)
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        inputs, *weights = ctx.saved_tensors
-        num = len(weights)
-        needs_inputs, *needs = ctx.needs_input_grad
-        grad_weights: list[Tensor | None] = [None] * num
-        if needed := [index for index in range(num) if needs[index]]:
-            results = outer_products([gradients[index] for index in needed], inputs)
-            for index, result in zip(needed, results, strict=True):
-                grad_weights[index] = result
-        grad_biases = [
-            gradient.sum(dim=0) if is_needed else None
-            for gradient, is_needed in zip(gradients, needs[num : 2 * num], strict=True)
-        ]
-        grad_inputs = None
-        if needs_inputs:
-            grad_inputs = product(gradients[0], weights[0].t())
-            for gradient, weight in zip(gradients[1:], weights[1:], strict=True):
-                grad_inputs += product(gradient, weight.t())
-        return (grad_inputs, *grad_weights, *grad_biases, *[None] * num)
+        (gradient,) = gradients
+        inputs, weight = ctx.saved_tensors
+        needs_inputs, needs_weight, needs_bias, _ = ctx.needs_input_grad
+        return (
+            product(gradient, weight.t()) if needs_inputs else None,
+            outer_product(gradient, inputs) if needs_weight else None,
+            gradient.sum(dim=0) if needs_bias else None,
+            None,
+        )

@@ -16,7 +16,7 @@ from llm_reinforce.policy.fast_path.activations import Activations
 from llm_reinforce.policy.fast_path.attention import Attention, gather
 from llm_reinforce.policy.fast_path.packed_forward import Attend, forward_packed
 from llm_reinforce.policy.fast_path.packing import pack_prompts
-from llm_reinforce.policy.fast_path.products import layer_products
+from llm_reinforce.policy.fast_path.products import layer_product
 from llm_reinforce.policy.fast_path.step_graph import StepGraph
 from llm_reinforce.policy.language_policy import TokenIds, integers
 
@@ -203,8 +203,7 @@ class SlotBatch:
         return hidden
 
     def _logits(self, hidden: Float[Tensor, "row hidden"]) -> Float[Tensor, "row vocabulary"]:
-        (logits,) = layer_products([self.model.lm_head], self.model.model.norm(hidden))
-        return logits
+        return layer_product(self.model.lm_head, self.model.model.norm(hidden))
 
 
 def _parts(prompts: Sequence[TokenIds]) -> list[list[int]]:

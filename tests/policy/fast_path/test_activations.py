@@ -198,7 +198,7 @@ def test_limit_applies_within_a_forward_pass() -> None:
     model, activations = model_of("llama"), Activations(20)
     activations.begin(model, TEMPERATURE)
     inputs = torch.ones(21, 16, dtype=torch.float64)
-    activations.multiply([model.model.layers[0].mlp.up_proj], inputs, None)
+    activations.multiply(model.model.layers[0].mlp.up_proj, inputs, None)
     assert not activations._products
 
 

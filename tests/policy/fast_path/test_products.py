@@ -13,7 +13,7 @@ from llm_reinforce.policy.action_head import ActionLogProbs
 from llm_reinforce.policy.drawing import BLOCK, draw, invert
 from llm_reinforce.policy.fast_path import chunked_head, products
 from llm_reinforce.policy.fast_path.chunked_head import action_log_probs
-from llm_reinforce.policy.fast_path.products import is_linear, layer_products, outer_products, product
+from llm_reinforce.policy.fast_path.products import is_linear, layer_product, outer_product, product
 from llm_reinforce.policy_gradient import entropy
 
 
@@ -49,16 +49,13 @@ def test_product_equals_that_of_torch(
 
 @pytest.mark.parametrize("columns", [(3, 5), (5, 3), (4, 4)])
 @pytest.mark.parametrize("only_avx2", [True, False])
-def test_outer_products_equal_those_of_torch(
+def test_outer_product_equals_that_of_torch(
     columns: tuple[int, int], only_avx2: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(products, "MIN_MULTIPLICATIONS", 0)
     monkeypatch.setattr(products, "ONLY_AVX2", only_avx2)
-    lefts, right = [numbers(50, columns[0], seed=seed) for seed in (0, 2)], numbers(50, columns[1], seed=1)
-    results = outer_products(lefts, right)
-    assert [result.shape for result in results] == [columns, columns]
-    for left, result in zip(lefts, results, strict=True):
-        assert (result - left.double().t() @ right.double()).abs().max() <= 1e-5
+    left, right = numbers(50, columns[0]), numbers(50, columns[1], seed=1)
+    assert (outer_product(left, right) - left.double().t() @ right.double()).abs().max() <= 1e-5
 
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN")
@@ -72,7 +69,7 @@ def test_linear_layer_and_gradient_equal_those_of_torch(monkeypatch: pytest.Monk
     layer, inputs = nn.Linear(30, 20), numbers(40, 30).requires_grad_()
     weights = numbers(40, 20, seed=2)
     results = []
-    for function in (layer, lambda inputs: layer_products([layer], inputs)[0]):
+    for function in (layer, lambda inputs: layer_product(layer, inputs)):
         layer.zero_grad()
         inputs.grad = None
         outputs = function(inputs)
@@ -86,7 +83,7 @@ def test_linear_layer_and_gradient_equal_those_of_torch(monkeypatch: pytest.Monk
 def test_frozen_weight_gets_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(products, "MIN_MULTIPLICATIONS", 0)
     layer, inputs = nn.Linear(30, 20, bias=False).requires_grad_(False), numbers(4, 30).requires_grad_()
-    layer_products([layer], inputs)[0].sum().backward()
+    layer_product(layer, inputs).sum().backward()
     assert layer.weight.grad is None
     assert inputs.grad is not None
 
@@ -98,7 +95,7 @@ def test_layer_of_another_type_is_called() -> None:
 
     assert is_linear(nn.Linear(3, 2))
     assert not is_linear(Other(3, 2))
-    assert layer_products([Other(3, 2)], numbers(1, 3))[0].tolist() == [[7.0, 7.0]]
+    assert layer_product(Other(3, 2), numbers(1, 3)).tolist() == [[7.0, 7.0]]
 
 
 def test_frozen_layer_saves_no_inputs_for_its_gradient() -> None:
@@ -107,67 +104,59 @@ def test_frozen_layer_saves_no_inputs_for_its_gradient() -> None:
     with torch.autograd.graph.saved_tensors_hooks(
         lambda tensor: (saved.append(tuple(tensor.shape)), tensor)[1], lambda tensor: tensor
     ):
-        layer_products([layer], inputs)
+        layer_product(layer, inputs)
     assert saved == [(20, 30)]
 
 
-def some_layers(*, bias: bool, dtype: torch.dtype) -> list[nn.Linear]:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        return [nn.Linear(6, width, bias=bias, dtype=dtype) for width in (4, 9, 4)]
-
-
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("num_cached", [0, 1, 3])
+@pytest.mark.parametrize("is_cached", [False, True])
 @pytest.mark.parametrize("frozen", ["", "weight", "inputs"])
-def test_products_with_the_same_inputs_and_gradients_equal_those_of_torch(
-    bias: bool, num_cached: int, frozen: str
-) -> None:
-    layers = some_layers(bias=bias, dtype=torch.float64)
+def test_cached_outputs_and_gradients_equal_those_of_torch(bias: bool, is_cached: bool, frozen: str) -> None:
+    layer = some_layer(bias=bias, dtype=torch.float64)
     inputs = numbers(7, 6, dtype=torch.float64).requires_grad_(frozen != "inputs")
-    layers[1].weight.requires_grad_(frozen != "weight")
-    parameters = [inputs, *(each for layer in layers for each in layer.parameters())]
+    layer.weight.requires_grad_(frozen != "weight")
+    parameters = [inputs, *layer.parameters()]
 
-    def gradients(outputs: tuple[torch.Tensor, ...]) -> list[torch.Tensor | None]:
+    def gradients(outputs: torch.Tensor) -> list[torch.Tensor | None]:
         for parameter in parameters:
             parameter.grad = None
-        sum((one * one.detach().cos()).sum() for one in outputs).backward()
+        if outputs.requires_grad:
+            (outputs * outputs.detach().cos()).sum().backward()
         return [parameter.grad for parameter in parameters]
 
-    plain = tuple(layer(inputs) for layer in layers)
-    cached = [one.detach().clone() if number < num_cached else None for number, one in enumerate(plain)]
-    ours = layer_products(layers, inputs, cached=cached)
+    plain = layer(inputs)
+    cached = plain.detach().clone() if is_cached else None
+    ours = layer_product(layer, inputs, cached)
     torch.testing.assert_close(ours, plain, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(gradients(ours), gradients(plain), rtol=1e-12, atol=1e-12)
     with torch.no_grad():
-        torch.testing.assert_close(layer_products(layers, inputs), plain, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(layer_product(layer, inputs), plain, rtol=1e-12, atol=1e-12)
+
+
+def some_layer(*, bias: bool, dtype: torch.dtype) -> nn.Linear:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        return nn.Linear(6, 9, bias=bias, dtype=dtype)
 
 
 def test_cached_products_are_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
-    layers = some_layers(bias=True, dtype=torch.float64)
-    widths: list[int] = []
+    def failing(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("a product was computed")
 
-    def counted(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-        widths.append(len(right))
-        return left @ right.t()
-
-    monkeypatch.setattr(products, "product", counted)
-    cached = [numbers(7, 4, dtype=torch.float64), None, None]
-    outputs = layer_products(layers, numbers(7, 6, dtype=torch.float64), cached=cached)
-    assert widths == [9, 4]
-    assert torch.equal(outputs[0], cached[0])
+    monkeypatch.setattr(products, "product", failing)
+    cached = numbers(7, 9)
+    layer = some_layer(bias=True, dtype=torch.float32)
+    assert torch.equal(layer_product(layer, numbers(7, 6), cached), cached)
 
 
 @pytest.mark.parametrize("kind", ["another layer", "autocast"])
 def test_other_layers_are_called(kind: str) -> None:
-    layers: list[nn.Module] = [*some_layers(bias=True, dtype=torch.float32)]
+    layer: nn.Module = some_layer(bias=True, dtype=torch.float32)
     if kind == "another layer":
-        layers[1] = nn.Sequential(layers[1], nn.Tanh())
+        layer = nn.Sequential(layer, nn.Tanh())
     inputs = numbers(7, 6)
     with torch.autocast("cpu", torch.bfloat16, enabled=kind == "autocast"):
-        plain = tuple(layer(inputs) for layer in layers)
-        ours = layer_products(layers, inputs)
-    torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(layer_product(layer, inputs), layer(inputs), rtol=1e-5, atol=1e-5)
 
 
 # --------------------------------------------------------------------------------- the head

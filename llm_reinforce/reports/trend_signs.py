@@ -165,7 +165,7 @@ def learning_rate_low(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
         return None
     rate, path = highest_rate(rows), _path(rows, facts)
     # the steps of Adam are proportional to the learning rate
-    needed = f" to {rate * SHORT_PATH / path:.1g} or more" if path > 0 else ""
+    needed = f" to {_rounded_up(rate * SHORT_PATH / path):.2g} or more" if path > 0 else ""
     return finding(
         "learning_rate_low",
         updates_of(rows, facts),
@@ -175,6 +175,12 @@ def learning_rate_low(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
         f"the weights by more than {SHORT_PATH:g} of their norm",
         [*movement(rows), f"reward: {reward}"],
     )
+
+
+def _rounded_up(number: float) -> float:
+    """Return a positive number, rounded up to two significant digits."""
+    unit = 10.0 ** (math.floor(math.log10(number)) - 1)
+    return math.ceil(number / unit) * unit
 
 
 def noisy_updates(rows: Sequence[Row], facts: RunFacts) -> Finding | None:

@@ -151,6 +151,13 @@ def test_flat_reward_that_is_measured_too_early_is_no_symptom() -> None:
     assert diagnose(recorded(40, files={"settings": settings}, **flat)) == ()
 
 
+def test_proposed_learning_rate_is_higher_than_the_current_one() -> None:
+    # the path of all steps is 0.00096, just below the limit of 0.001
+    flat = {"step/relative_norm": 1.6e-5, "accuracy": noise(0.4), "reward": noise(0.4)}
+    proposal = only(recorded(60, **flat, learning_rate=1e-5)).advice
+    assert "raise training.learning_rate from 1e-05 to 1.1e-05 or more" in proposal
+
+
 def test_right_answers_explain_equal_rewards_and_flat_rewards() -> None:
     solved = {"accuracy": 1.0, "reward": 1.0, "reward_std": 0.0, "grad_norm": 0.0}
     assert diagnose(recorded(frac_reward_zero_std=1.0, entropy=1e-5, **solved)) == ()

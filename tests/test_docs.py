@@ -270,7 +270,6 @@ def test_options_in_the_text_exist() -> None:
         "--hits",
         "--by",
         "--busy",
-        "--pairs",
         "--layers",
         "--scaling",
         "--vllm-python",

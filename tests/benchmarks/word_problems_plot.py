@@ -42,7 +42,7 @@ def base_table(rows: Sequence[Mapping[str, Any]]) -> str:
     cells = [
         [
             f"`{row['data']}`",
-            row["template"].replace("{prompt}", "").strip().replace("\n", " … ") or "none",
+            words_around(row["template"]),
             row["decoding"],
             *(share(*measure(row, name)) for name in ("accuracy", "truncated", "unparseable")),
         ]
@@ -50,6 +50,11 @@ def base_table(rows: Sequence[Mapping[str, Any]]) -> str:
     ]
     head = ["problems", "text of the template", "decoding", "right", "truncated", "without a number"]
     return markdown(head, cells)
+
+
+def words_around(template: str) -> str:
+    """Return the text that a template adds to a question."""
+    return " … ".join(part.strip() for part in template.split("{prompt}") if part.strip()) or "none"
 
 
 def measure(row: Mapping[str, Any], name: str) -> tuple[float, Sequence[float]]:
@@ -99,10 +104,12 @@ def plot_gains(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 def plot_curves(runs: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draw the accuracy of the episodes sampled for training, and on held-out problems."""
     figure, (sampled, held_out) = plt.subplots(1, 2, figsize=(9, 3.5), sharey=True)
+    runs = [run for run in runs if len(run["updates"]) >= WINDOW]  # without supervised training alone
     methods = list(dict.fromkeys(run["method"] for run in runs))
+    first = {method: next(run for run in runs if run["method"] == method) for method in methods}
     for run in runs:
         color = STYLES[methods.index(run["method"])].color
-        label = run["method"] if run["seed"] == 0 else None
+        label = run["method"] if run is first[run["method"]] else None
         values = [PERCENT * row["accuracy"] for row in run["updates"]]
         means = [statistics.mean(values[end - WINDOW : end]) for end in range(WINDOW, len(values) + 1)]
         updates = range(WINDOW, len(values) + 1)

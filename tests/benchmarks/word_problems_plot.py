@@ -14,15 +14,10 @@ from typing import Any
 import matplotlib.pyplot as plt
 
 from llm_reinforce.analysis.plot_style import STYLES, plotting
+from llm_reinforce.console.text import shown_accuracy
 
 WINDOW = 10  # a point of a learning curve is a mean over 10 updates
 PERCENT = 100
-
-
-def share(value: float, interval: Sequence[float]) -> str:
-    """Return an accuracy with its interval, in percent."""
-    low, high = interval
-    return f"{PERCENT * value:.1f}% [{PERCENT * low:.1f}, {PERCENT * high:.1f}]"
 
 
 def points(value: float, interval: Sequence[float]) -> str:
@@ -44,7 +39,7 @@ def base_table(rows: Sequence[Mapping[str, Any]]) -> str:
             f"`{row['data']}`",
             words_around(row["template"]),
             row["decoding"],
-            *(share(*measure(row, name)) for name in ("accuracy", "truncated", "unparseable")),
+            *(shown_accuracy(*measure(row, name)) for name in ("accuracy", "truncated", "unparseable")),
         ]
         for row in rows
     ]
@@ -71,7 +66,7 @@ def gains_table(rows: Sequence[Mapping[str, Any]]) -> str:
         change = row["change"]
         parts = [f"{PERCENT * part['difference']:+.1f}" for part in change["parts"].values()]
         minutes = "" if row["seconds"] is None else f"{row['seconds'] / 60:.0f}"
-        accuracy = share(row["accuracy"]["accuracy"], row["accuracy"]["interval"])
+        accuracy = shown_accuracy(row["accuracy"]["accuracy"], row["accuracy"]["interval"])
         difference = points(change["difference"], change["interval"])
         name = [f"`{row['data']}`", row["method"], str(row["seed"]), minutes]
         cells.append([*name, accuracy, difference, *parts])

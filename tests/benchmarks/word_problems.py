@@ -32,7 +32,15 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-from llm_reinforce import Evaluation, compare_evaluations, diagnose, evaluate, load_policy, load_recipe
+from llm_reinforce import (
+    Evaluation,
+    compare,
+    compare_evaluations,
+    diagnose,
+    evaluate,
+    load_policy,
+    load_recipe,
+)
 from llm_reinforce.durable_files import write_whole
 
 RECIPE, DATA = "smollm2_word_problems", Path("word_problems")
@@ -46,20 +54,20 @@ TEMPLATES = (
 )
 BASE_TOKENS = 256  # maximum number of new tokens before training, when the policy explains at length
 TESTS = ("svamp_test", "multiarith_test")
-REWARDS = "'rewards=[{function: correct_answer}, {function: %s}]'"
+REWARDS = "rewards=[{function: correct_answer}, {function: %s}]"
 SHAPING = {  # rewards that are added to the reward for a right answer
-    "right answer": "",
-    "format": REWARDS % "answer_format, weight: 0.2",
-    "concise": REWARDS % "conciseness, weight: 0.5, arguments: {max_tokens: 48}",
-    "right steps": REWARDS % "intermediate_steps, weight: 1, arguments: {wrong: 0}",
+    "right answer": [],
+    "format": [REWARDS % "answer_format, weight: 0.2"],
+    "concise": [REWARDS % "conciseness, weight: 0.5, arguments: {max_tokens: 48}"],
+    "right steps": [REWARDS % "intermediate_steps, weight: 1, arguments: {wrong: 0}"],
 }
 SETTINGS = {  # changes of the recipe's settings
-    "recipe": "",
-    "learning rate 3e-6": "training.learning_rate=3e-6",
-    "learning rate 3e-5": "training.learning_rate=3e-5",
-    "16 problems": "reinforce.problems_per_update=16",
-    "refill": "reinforce.refill=1",
-    "curriculum": "reinforce.curriculum={}",
+    "recipe": [],
+    "learning rate 3e-6": ["training.learning_rate=3e-6"],
+    "learning rate 3e-5": ["training.learning_rate=3e-5"],
+    "16 problems": ["reinforce.problems_per_update=16"],
+    "refill": ["reinforce.refill=1"],
+    "curriculum": ["reinforce.curriculum={}"],
 }
 # one policy-gradient update with a learning rate that leaves all weights unchanged
 NO_UPDATE = ("training.num_updates=1", "training.learning_rate=1e-30", "reinforce.problems_per_update=2")
@@ -248,22 +256,26 @@ def save_warm_start(options: argparse.Namespace, seed: int) -> Path:
 
 
 def curves(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Return the chosen metrics of each update, and the evaluations, of all runs of `gains`."""
-    found = []
-    for method in options.methods:
-        for metrics in sorted((options.output / method).glob("seed-*/metrics.jsonl")):
-            run, kept = metrics.parent, ("update", "accuracy", "interval")
-            found.append(
-                {
-                    "method": method,
-                    "seed": int(run.name.removeprefix("seed-")),
-                    "updates": [{key: row[key] for key in LOGGED} for row in read_rows(metrics)],
-                    "held_out": [
-                        {key: row[key] for key in kept} for row in read_rows(run / "evaluations.jsonl")
-                    ],
-                }
-            )
-    return found
+    """Return the learning curves of all runs of `gains`."""
+    return [
+        {"method": method, "seed": int(run.name.removeprefix("seed-")), **curve(run)}
+        for method in options.methods
+        for run in sorted((options.output / method).glob("seed-*"))
+        if method != "warm start"  # its updates belong to the recipe's run
+    ]
+
+
+def curve(run: Path) -> dict[str, Any]:
+    """Return the chosen metrics of each update of a run, and its evaluations."""
+    if (run / "log.json").exists():  # a run of TRL
+        logged = [row for row in json.loads((run / "log.json").read_text()) if "reward" in row]
+        named = [{**row, "update": row["step"], "accuracy": row["reward"]} for row in logged]
+        return {"updates": [{key: row[key] for key in LOGGED} for row in named], "held_out": []}
+    held_out = read_rows(run / "evaluations.jsonl")
+    return {
+        "updates": [{key: row[key] for key in LOGGED} for row in read_rows(run / "metrics.jsonl")],
+        "held_out": [{key: row[key] for key in ("update", "accuracy", "interval")} for row in held_out],
+    }
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -271,29 +283,32 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def compare_variants(options: argparse.Namespace, part: str, variants: dict[str, str]) -> None:
-    """Train variants of the recipe at an equal budget of sampled tokens, and print results and findings."""
+def compare_variants(options: argparse.Namespace, part: str, variants: dict[str, list[str]]) -> None:
+    """Train variants of the recipe at an equal budget of sampled tokens, and diagnose each run."""
     folder, start = options.output / part, save_warm_start(options, options.seeds[0])
-    command = [sys.executable, "-m", "llm_reinforce", "compare", RECIPE, f"--tokens={options.tokens}"]
-    command += [f"--seeds={len(options.seeds)}", f"--output={folder}", "--evaluations=4"]
-    for name, overrides in variants.items():
-        command += ["--variant", f"{name}: {overrides}"]
     shared = [each for each in options.set if not each.startswith("training.num_updates")]
     shared += [f"policy.name_or_path={start}", "training.warm_start=null", "training.schedule=constant"]
-    subprocess.run([*command, *changes(shared)], check=True)
-    rows = []
-    for name in variants:
-        for directory in sorted((folder / name).glob("seed-*")):
-            metrics = read_rows(directory / "metrics.jsonl")
-            ends = metrics[0], metrics[-1]
-            row: dict[str, Any] = {"variant": name, "run": directory.name}
-            for key in ("reward", "accuracy", "completions/mean_length"):
-                row[key] = [end[key] for end in ends]
-            row["held_out"] = [each["accuracy"] for each in read_rows(directory / "evaluations.jsonl")]
-            row["findings"] = [finding.kind for finding in diagnose(directory)]
-            rows.append(row)
-            print(json.dumps(row))
-    write_json(options.output / f"{part}.json", rows)
+    compared = compare(
+        RECIPE,
+        seeds=len(options.seeds),
+        tokens=options.tokens,
+        variants=variants,
+        overrides=shared,
+        output_dir=folder,
+        evaluations=4,
+        show_progress=True,
+    )
+    runs = [
+        {
+            "variant": name,
+            "seed": seed,
+            **curve(folder / name / f"seed-{seed}"),
+            "findings": [finding.kind for finding in diagnose(folder / name / f"seed-{seed}")],
+        }
+        for name in variants
+        for seed in compared.summary["seeds"]
+    ]
+    write_json(options.output / f"{part}.json", {"comparison": compared.summary, "runs": runs})
 
 
 def write_json(path: Path, value: object) -> None:

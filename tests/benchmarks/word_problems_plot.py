@@ -1,7 +1,8 @@
 """Tables and plots of word problems: `python tests/benchmarks/word_problems_plot.py DIRECTORY`.
 
-The directory contains base.json, gains.json and curves.json, written by `word_problems.py`. The script prints
-the tables of the page "Results" of the documentation, and draws gains.svg and curves.svg in the directory.
+The directory contains base.json, gains.json and curves.json, written by `word_problems.py`, and can also
+contain settings.json and shaping.json. The script prints the tables of the page "Results" of the
+documentation, and draws gains.svg and curves.svg in the directory.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from llm_reinforce.analysis.plot_style import STYLES, plotting
 from llm_reinforce.console.text import shown_accuracy
 
 WINDOW = 10  # a point of a learning curve is a mean over 10 updates
+END = 5  # the start and the end of a run are means over 5 updates
 PERCENT = 100
 
 
@@ -74,6 +76,27 @@ def gains_table(rows: Sequence[Mapping[str, Any]]) -> str:
     return markdown(["problems", "method", "seed", "minutes", "right", "difference in points", *kinds], cells)
 
 
+def variants_table(runs: Sequence[Mapping[str, Any]]) -> str:
+    """Return the values at the start and at the end of each run, and the findings of the doctor."""
+    cells = []
+    for run in runs:
+        updates, held_out = run["updates"], run["held_out"]
+        ends = [
+            f"{shown(statistics.mean(row[key] for row in updates[:END]))} to "
+            f"{shown(statistics.mean(row[key] for row in updates[-END:]))}"
+            for key, shown in (
+                ("reward", "{:.2f}".format),
+                ("accuracy", "{:.1%}".format),
+                ("completions/mean_length", "{:.1f}".format),
+            )
+        ]
+        accuracy = [shown_accuracy(row["accuracy"], row["interval"]) for row in (held_out[0], held_out[-1])]
+        findings = ", ".join(run["findings"]) or "none"
+        cells.append([run["variant"], str(run["seed"]), str(len(updates)), *ends, *accuracy, findings])
+    names = ["variant", "seed", "updates", "reward", "sampled, right", "tokens per answer"]
+    return markdown([*names, "greedy before, right", "greedy after, right", "symptoms"], cells)
+
+
 def plot_gains(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draw the accuracy of each method and seed on the test problems."""
     names = list(dict.fromkeys(row["method"] for row in rows))
@@ -99,7 +122,8 @@ def plot_gains(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 def plot_curves(runs: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draw the accuracy of the episodes sampled for training, and on held-out problems."""
     figure, (sampled, held_out) = plt.subplots(1, 2, figsize=(9, 3.5), sharey=True)
-    runs = [run for run in runs if len(run["updates"]) >= WINDOW]  # without supervised training alone
+    # without supervised training, which has one policy-gradient update, and TRL, which was not evaluated
+    runs = [run for run in runs if len(run["updates"]) >= WINDOW and run["held_out"]]
     methods = list(dict.fromkeys(run["method"] for run in runs))
     first = {method: next(run for run in runs if run["method"] == method) for method in methods}
     for run in runs:
@@ -130,7 +154,12 @@ def main() -> None:
     base, gains, curves = (
         json.loads((directory / f"{name}.json").read_text()) for name in ("base", "gains", "curves")
     )
-    print(base_table(base), gains_table(gains), sep="\n\n")
+    variants = [
+        json.loads(path.read_text())["runs"]
+        for path in (directory / "settings.json", directory / "shaping.json")
+        if path.exists()
+    ]
+    print(base_table(base), gains_table(gains), *map(variants_table, variants), sep="\n\n")
     with plotting():
         plot_gains(gains, directory / "gains.svg")
         plot_curves(curves, directory / "curves.svg")

@@ -7,9 +7,10 @@ are:
   test problems. With the best template, it then measures the greedy and the sampled accuracy on the test
   problems.
 - `gains` trains with each method and seed, and compares the accuracy on the test problems with the accuracy
-  before training. The methods are the recipe, its warm start alone, the recipe without its warm start, and
-  supervised training on the worked solutions. With `--trl PYTHON`, the GRPO trainer of TRL also trains, for
-  as long as the recipe's run with the same seed took. `gains` needs the results of `base`.
+  before training. The methods are the recipe, its warm start alone, the recipe without its warm start,
+  supervised training on the worked solutions, and a run that is like the recipe, but knows only 64 worked
+  solutions and the answers of all other problems. With `--trl PYTHON`, the GRPO trainer of TRL also trains,
+  for as long as the recipe's run with the same seed took. `gains` needs the results of `base`.
 - `settings` and `shaping` continue from the warm start of the recipe's first seed. They compare settings or
   rewards on dev.jsonl, at an equal budget of sampled tokens, and print the findings of the doctor.
 
@@ -71,7 +72,9 @@ SETTINGS = {  # changes of the recipe's settings
 }
 # one policy-gradient update with a learning rate that leaves all weights unchanged
 NO_UPDATE = ("training.num_updates=1", "training.learning_rate=1e-30", "reinforce.problems_per_update=2")
-METHODS = ("recipe", "warm start", "no warm start", "supervised", "trl")
+STARTS = {"warm start": "recipe", "few solutions, warm start": "few solutions"}  # parts of these runs
+METHODS = ("recipe", "few solutions", *STARTS, "no warm start", "supervised", "trl")
+NUM_FEW = 64  # number of worked solutions in `few solutions`
 LOGGED = ("update", "reward", "accuracy", "entropy", "completions/mean_length", "num_tokens", "step_time")
 
 
@@ -82,7 +85,14 @@ def settings_of(method: str, options: argparse.Namespace) -> list[str]:
         return [f"problems.template={json.dumps(SHORT)}", "training.warm_start=null", *no_start]
     if method == "supervised":
         return [*NO_UPDATE, f"training.warm_start.num_updates={options.supervised_updates}"]
-    return ["training.num_checkpoints_kept=9", *options.set]  # the first checkpoint is the warm start
+    few = []
+    if method == "few solutions":
+        lines = (DATA / "demonstrations.jsonl").read_text().splitlines(keepends=True)
+        chosen = options.output / "few.jsonl"
+        write_whole(chosen, "".join(lines[:: len(lines) // NUM_FEW][:NUM_FEW]))
+        few = [f"training.warm_start.data={chosen}", "training.warm_start.num_updates=20"]
+        few += ["training.num_updates=200", "evaluation.every=100"]
+    return ["training.num_checkpoints_kept=9", *few, *options.set]  # the first checkpoint is the warm start
 
 
 def train(settings: list[str], directory: Path) -> float:
@@ -219,7 +229,7 @@ def gains(options: argparse.Namespace) -> None:
             seconds = trained(options, method, seed, place)
             for data in TESTS:
                 settings = short if method == "trl" else {}  # other policies get the prompts of their runs
-                if method == "warm start":
+                if method in STARTS:
                     settings = {"max_new_tokens": short["max_new_tokens"], "template": "{prompt}"}
                 after = measured(options, f"{method}-{seed}", str(place / "policy"), data, **settings)
                 change = compare_evaluations(before[data], after)["accuracy"].summary()
@@ -232,23 +242,23 @@ def gains(options: argparse.Namespace) -> None:
 
 
 def trained(options: argparse.Namespace, method: str, seed: int, place: Path) -> float | None:
-    """Train a policy with a method, and return the seconds; None for the warm start of the recipe's run."""
+    """Train a policy with a method, and return the seconds; None for the warm start of another run."""
     recipe = options.output / "recipe" / f"seed-{seed}"
     if method == "trl":
         return train_with_trl(options, seed, json.loads((recipe / "seconds.json").read_text()), place)
-    if method == "warm start":
-        save_warm_start(options, seed)
+    if method in STARTS:
+        save_warm_start(options, method, seed)
         return None
     own = [f"seed={seed}", f"policy.name_or_path={options.policy}", *settings_of(method, options)]
     return train(own, place)
 
 
-def save_warm_start(options: argparse.Namespace, seed: int) -> Path:
-    """Save the policy that the recipe's run had after its warm start, and return the model's directory."""
-    place: Path = options.output / "warm start" / f"seed-{seed}" / "policy"
+def save_warm_start(options: argparse.Namespace, method: str, seed: int) -> Path:
+    """Save the policy that a run had after its warm start, and return the model's directory."""
+    place: Path = options.output / method / f"seed-{seed}" / "policy"
     if not place.exists():
         policy = load_policy(options.policy)
-        checkpoints = options.output / "recipe" / f"seed-{seed}" / "checkpoints"
+        checkpoints = options.output / STARTS[method] / f"seed-{seed}" / "checkpoints"
         tensors = load_file(checkpoints / "update-000000" / "policy.safetensors")
         policy.model.load_state_dict(tensors, strict=False)  # an output layer may share the embeddings
         policy.save(place)
@@ -261,7 +271,7 @@ def curves(options: argparse.Namespace) -> list[dict[str, Any]]:
         {"method": method, "seed": int(run.name.removeprefix("seed-")), **curve(run)}
         for method in options.methods
         for run in sorted((options.output / method).glob("seed-*"))
-        if method != "warm start"  # its updates belong to the recipe's run
+        if method not in STARTS  # their updates belong to the other run
     ]
 
 
@@ -285,7 +295,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 def compare_variants(options: argparse.Namespace, part: str, variants: dict[str, list[str]]) -> None:
     """Train variants of the recipe at an equal budget of sampled tokens, and diagnose each run."""
-    folder, start = options.output / part, save_warm_start(options, options.seeds[0])
+    folder, start = options.output / part, save_warm_start(options, "warm start", options.seeds[0])
     shared = [each for each in options.set if not each.startswith("training.num_updates")]
     shared += [f"policy.name_or_path={start}", "training.warm_start=null", "training.schedule=constant"]
     compared = compare(

@@ -4,20 +4,20 @@ Start the script in the directory that contains the folder written by `recipes/w
 are:
 
 - `base` measures the policy before training. It compares prompt templates on dev.jsonl, which contains no
-  test problems. With the best template, it then measures the greedy and the sampled accuracy on the test
-  problems.
-- `gains` trains with each method and seed, and compares the accuracy on the test problems with the accuracy
-  before training. The methods are the recipe, its warm start alone, the recipe without its warm start,
-  supervised training on the worked solutions, and a run that is like the recipe, but knows only 64 worked
-  solutions and the answers of all other problems. With `--trl PYTHON`, the GRPO trainer of TRL also trains,
-  for as long as the recipe's run with the same seed took. `gains` needs the results of `base`.
-- `settings` and `shaping` continue from the warm start of the recipe's first seed. They compare settings or
-  rewards on dev.jsonl, at an equal budget of sampled tokens, and print the findings of the doctor.
+  test problems, with two limits of the number of new tokens: 256 and the limit of the recipe. It then
+  measures the greedy and the sampled accuracy on test problems with the most accurate template.
+- `gains` trains with each method and seed, measures the accuracy on the test problems, and compares it with
+  the accuracy before training and between methods. `METHODS` explains the methods. The methods of TRL need
+  `--trl PYTHON`. `gains` needs the results of `base`.
+- `settings`, `shaping` and `format` compare settings or rewards on dev.jsonl, at an equal budget of sampled
+  tokens, and record the symptoms that the doctor finds. `settings` and `shaping` continue from the warm
+  start of the recipe with seed 0. `format` starts from the untrained policy.
 
-`word_problems_plot.py` prints and draws the results of `base` and `gains`. All files are written to
-`--output`, and complete runs are not repeated. To use one core for each seed, start `gains` several times
-with different `--seeds` and then once with all seeds. A quick trial of `gains` is
-`--problems 4 --set training.num_updates=2 --set training.warm_start.num_updates=2 --set evaluation.every=2`.
+`word_problems_plot.py` prints and draws the results. All files are written to `--output`. Complete runs are
+not repeated, even if the options have changed; delete the directory of a run to repeat it. To use one core
+for each seed, start `gains` several times with different `--seeds`. A quick trial of `gains` is `--problems 4
+--supervised-updates 2 --set training.num_updates=2 --set training.warm_start.num_updates=2 --set
+evaluation.every=2`, with an `--output` of its own.
 """
 
 import argparse
@@ -26,7 +26,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,220 +44,215 @@ from llm_reinforce import (
     load_recipe,
 )
 from llm_reinforce.durable_files import write_whole
+from llm_reinforce.evaluation import KINDS, kind_of_failure
+from llm_reinforce.evaluation.intervals import difference_interval
+from llm_reinforce.policy.fetched_models import fetched_directory
 
 RECIPE, DATA = "smollm2_word_problems", Path("word_problems")
-SHORT = "{prompt}\nAnswer with the number only."  # for policies without a warm start
+LENGTH = load_recipe(RECIPE).config.sampling.max_new_tokens
+PLAIN, WITH_HASHES = "{prompt}", "{prompt}\nWrite the calculation, then the answer after ####."
 TEMPLATES = (
-    "{prompt}",
-    SHORT,
+    PLAIN,
+    "{prompt}\nAnswer with the number only.",
     "Question: {prompt}\nAnswer:",
-    "{prompt}\nWrite the calculation, then the answer after ####.",
+    WITH_HASHES,
     "{prompt}\nAnswer in one short sentence.",
 )
-BASE_TOKENS = 256  # maximum number of new tokens before training, when the policy explains at length
+BASE_LENGTH = 256  # maximum number of new tokens before training, when the policy explains at length
 TESTS = ("svamp_test", "multiarith_test")
-REWARDS = "rewards=[{function: correct_answer}, {function: %s}]"
-SHAPING = {  # rewards that are added to the reward for a right answer
-    "right answer": [],
-    "format": [REWARDS % "answer_format, weight: 0.2"],
-    "concise": [REWARDS % "conciseness, weight: 0.5, arguments: {max_tokens: 48}"],
-    "right steps": [REWARDS % "intermediate_steps, weight: 1, arguments: {wrong: 0}"],
+NUM_SAMPLED = 50  # number of problems with eight sampled completions
+NUM_GSM8K = 200  # number of problems of GSM8K, on which no method is evaluated
+NUM_FEW = 64  # number of worked solutions in `few solutions`
+METHODS = {
+    "recipe": "the recipe",
+    "warm start": "the warm start of the recipe's run, without its policy-gradient updates",
+    "few solutions": "the recipe with only 64 worked solutions, a shorter warm start, and more updates",
+    "few solutions, warm start": "the warm start of the run above, without its policy-gradient updates",
+    "no warm start": "the recipe without its warm start, with the most accurate template",
+    "supervised": "supervised updates, for about as long as the recipe's run",
+    "trl": "the GRPO trainer of TRL, for as long as the recipe's run, with the most accurate template",
+    "warm start, trl": "the GRPO trainer of TRL after the recipe's warm start, in place of its updates",
 }
+STARTS = {"warm start": "recipe", "few solutions, warm start": "few solutions"}  # parts of these runs
+PAIRS = (  # methods that are compared with each other
+    ("warm start", "recipe"),
+    ("few solutions, warm start", "few solutions"),
+    ("warm start", "warm start, trl"),
+    ("warm start, trl", "recipe"),
+    ("supervised", "recipe"),
+    ("trl", "recipe"),
+)
+# one policy-gradient update with a learning rate that leaves all weights unchanged
+NO_UPDATE = ("training.num_updates=1", "training.learning_rate=1e-30", "reinforce.problems_per_update=2")
+REWARDS = "rewards=[{function: correct_answer}, {function: %s}]"
 SETTINGS = {  # changes of the recipe's settings
-    "recipe": [],
-    "learning rate 3e-6": ["training.learning_rate=3e-6"],
+    "unchanged": [],
     "learning rate 3e-5": ["training.learning_rate=3e-5"],
+    "LoRA": ["policy.lora={rank: 16, alpha: 32}", "training.learning_rate=1e-4"],
     "16 problems": ["reinforce.problems_per_update=16"],
     "refill": ["reinforce.refill=1"],
     "curriculum": ["reinforce.curriculum={}"],
 }
-# one policy-gradient update with a learning rate that leaves all weights unchanged
-NO_UPDATE = ("training.num_updates=1", "training.learning_rate=1e-30", "reinforce.problems_per_update=2")
-STARTS = {"warm start": "recipe", "few solutions, warm start": "few solutions"}  # parts of these runs
-METHODS = ("recipe", "few solutions", *STARTS, "no warm start", "supervised", "trl")
-NUM_FEW = 64  # number of worked solutions in `few solutions`
+SHAPING = {  # rewards that are added to the reward for a right answer
+    "right answer": [],
+    "concise": [REWARDS % "conciseness, weight: 0.5, arguments: {max_tokens: 48}"],
+    "right steps": [REWARDS % "intermediate_steps, weight: 0.2"],
+    "right steps, weight 1": [REWARDS % "intermediate_steps, weight: 1, arguments: {wrong: 0}"],
+}
+FORMAT = {"right answer": [], "format": [REWARDS % "answer_format, weight: 0.2"]}
 LOGGED = ("update", "reward", "accuracy", "entropy", "completions/mean_length", "num_tokens", "step_time")
 
 
-def settings_of(method: str, options: argparse.Namespace) -> list[str]:
-    """Return the settings of a method, as changes of the recipe."""
-    if method == "no warm start":
-        no_start = [each for each in options.set if "warm_start" not in each]
-        return [f"problems.template={json.dumps(SHORT)}", "training.warm_start=null", *no_start]
-    if method == "supervised":
-        return [*NO_UPDATE, f"training.warm_start.num_updates={options.supervised_updates}"]
-    few = []
-    if method == "few solutions":
-        lines = (DATA / "demonstrations.jsonl").read_text().splitlines(keepends=True)
-        chosen = options.output / "few.jsonl"
-        write_whole(chosen, "".join(lines[:: len(lines) // NUM_FEW][:NUM_FEW]))
-        few = [f"training.warm_start.data={chosen}", "training.warm_start.num_updates=20"]
-        few += ["training.num_updates=200", "evaluation.every=100"]
-    return ["training.num_checkpoints_kept=9", *few, *options.set]  # the first checkpoint is the warm start
+def base(options: argparse.Namespace) -> None:
+    """Measure the policy before training."""
+    rows = []
+    for length in (BASE_LENGTH, LENGTH):
+        for number, template in enumerate(TEMPLATES, 1):
+            settings = {"template": template, "max_new_tokens": length}
+            found = measured(options, f"template-{number}-{length}", options.policy, "dev", **settings)
+            rows.append(base_row("dev", settings, found))
+    write_json(options.output / "base.json", rows)
+    settings = most_accurate(options, BASE_LENGTH)
+    for data in (*TESTS, "gsm8k_test"):
+        num = options.problems or (NUM_GSM8K if data == "gsm8k_test" else None)
+        found = measured(options, "base-greedy", options.policy, data, **settings, num_problems=num)
+        rows.append(base_row(data, {"decoding": "greedy", **settings}, found))
+        sampled = {**settings, "decoding": "sampled", "samples_per_problem": 8}
+        num = options.problems or NUM_SAMPLED
+        found = measured(options, "base-sampled", options.policy, data, **sampled, num_problems=num)
+        rows.append(base_row(data, sampled, found))
+    write_json(options.output / "base.json", rows)
 
 
-def train(settings: list[str], directory: Path) -> float:
-    """Run the recipe with changed settings, unless the run is complete, and return its time in seconds."""
-    record = directory / "seconds.json"
-    if not record.exists():
-        started = time.perf_counter()
-        command = [sys.executable, "-m", "llm_reinforce", "train", RECIPE, "--overwrite"]
-        subprocess.run([*command, *changes([*settings, f"output_dir={directory}"])], check=True)
-        write_json(record, time.perf_counter() - started)
-    return float(json.loads(record.read_text()))
+def base_row(data: str, settings: dict[str, Any], found: Evaluation) -> dict[str, Any]:
+    """Return an evaluation as a row of base.json, with the number of wrong answers of each kind."""
+    wrong = [answer for answers in found.answers for answer in answers if not answer.correct]
+    kinds = Counter(map(kind_of_failure, wrong))
+    return {"data": data, **settings, **found.summary(), "failures": {kind: kinds[kind] for kind in KINDS}}
 
 
-def changes(settings: list[str]) -> list[str]:
-    """Return options of the command line that change settings."""
-    return [word for each in settings for word in ("--set", each)]
-
-
-def train_with_trl(options: argparse.Namespace, seed: int, seconds: float, directory: Path) -> float:
-    """Run TRL's trainer in another interpreter, unless the run is complete, and return its duration."""
-    record = directory / "seconds.json"
-    if not record.exists():
-        here = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-        arguments = ["trl", f"--output={directory}", f"--policy={options.policy}"]
-        arguments += [f"--seeds={seed}", f"--seconds={seconds}"]
-        subprocess.run([options.trl, __file__, *arguments], check=True, env=here)
-    return float(json.loads(record.read_text()))
-
-
-def trl(options: argparse.Namespace) -> None:
-    """Train with GRPOTrainer until the time is over, and save the policy.
-
-    The settings are TRL's defaults, with three exceptions: the maximum length of completions is that of the
-    recipe, the learning rate is constant, because the number of updates is not known, and a CPU computes in
-    float32.
-    """
-    import torch
-    from datasets import Dataset
-    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
-    from trl import GRPOConfig, GRPOTrainer  # type: ignore[import-not-found,unused-ignore]
-
-    from llm_reinforce import verify
-    from llm_reinforce.policy.fetched_models import fetched_directory
-    from llm_reinforce.problems import read_problems
-
-    started = time.perf_counter()
-
-    class Clock(TrainerCallback):  # type: ignore[misc]
-        def on_step_end(self, arguments: Any, state: Any, control: Any, **keywords: Any) -> None:
-            control.should_training_stop = time.perf_counter() - started > options.seconds
-
-    def reward(completions: Any, answer: list[str], **columns: Any) -> list[float]:
-        texts = [completion[0]["content"] for completion in completions]
-        return [float(verify(text, right).correct) for text, right in zip(texts, answer, strict=True)]
-
-    is_path = Path(options.policy).exists()
-    directory = options.policy if is_path else str(fetched_directory(options.policy))
-    trainer = GRPOTrainer(
-        model=AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32),
-        processing_class=AutoTokenizer.from_pretrained(directory),
-        reward_funcs=reward,
-        train_dataset=Dataset.from_list(
-            [
-                {
-                    "prompt": [{"role": "user", "content": each.in_template(SHORT).prompt}],
-                    "answer": each.answer,
-                }
-                for each in read_problems(DATA / "train.jsonl")
-            ]
-        ),
-        callbacks=[Clock()],
-        args=GRPOConfig(
-            output_dir=str(options.output),
-            seed=options.seeds[0],
-            max_completion_length=load_recipe(RECIPE).config.sampling.max_new_tokens,
-            max_steps=10**6,
-            lr_scheduler_type="constant",
-            use_cpu=not torch.cuda.is_available(),
-            bf16=torch.cuda.is_available(),
-            save_strategy="no",
-            report_to="none",
-        ),
-    )
-    trainer.train()
-    trainer.save_model(str(options.output / "policy"))
-    write_json(options.output / "log.json", trainer.state.log_history)
-    write_json(options.output / "seconds.json", time.perf_counter() - started)
+def most_accurate(options: argparse.Namespace, length: int) -> dict[str, Any]:
+    """Return the template with the highest accuracy on dev.jsonl at a maximum length, and the length."""
+    rows = [row for row in json.loads((options.output / "base.json").read_text()) if row["data"] == "dev"]
+    best = max((row for row in rows if row["max_new_tokens"] == length), key=lambda row: row["accuracy"])
+    return {"template": best["template"], "max_new_tokens": length}
 
 
 def measured(options: argparse.Namespace, name: str, policy: str, data: str, **settings: Any) -> Evaluation:
     """Return the evaluation of a policy. It is recorded, so that a later call does not repeat it."""
     return evaluate(
         policy,
-        str(DATA / f"{data}.jsonl"),
+        options.gsm8k if data == "gsm8k_test" else str(DATA / f"{data}.jsonl"),
         output_dir=options.output / "evaluations" / name / data,
         batch_size=64,
         **{"num_problems": options.problems, **settings},
     )
 
 
-def base(options: argparse.Namespace) -> None:
-    """Measure the policy before training."""
-    rows: list[dict[str, Any]] = []
-    for number, template in enumerate(TEMPLATES, 1):
-        settings = {"template": template, "max_new_tokens": BASE_TOKENS}
-        found = measured(options, f"template-{number}", options.policy, "dev", **settings)
-        rows.append({"data": "dev", **settings, **found.summary()})
-    best = max(rows, key=lambda row: float(row["accuracy"]))
-    settings = {"template": best["template"], "max_new_tokens": BASE_TOKENS}
-    for data in TESTS:
-        found = measured(options, "base-greedy", options.policy, data, **settings)
-        rows.append({"data": data, "decoding": "greedy", **settings, **found.summary()})
-        sampled = {**settings, "decoding": "sampled", "samples_per_problem": 8}
-        found = measured(
-            options, "base-sampled", options.policy, data, num_problems=options.problems or 50, **sampled
-        )
-        rows.append({"data": data, **sampled, **found.summary()})
-    write_json(options.output / "base.json", rows)
-    print("\n".join(map(json.dumps, rows)))
-
-
 def gains(options: argparse.Namespace) -> None:
-    """Train with the methods, and compare the trained policies with the policy before training."""
-    best = next(row for row in json.loads((options.output / "base.json").read_text()) if row["data"] != "dev")
-    prompting = {key: best[key] for key in ("template", "max_new_tokens")}
-    before = {data: measured(options, "base-greedy", options.policy, data, **prompting) for data in TESTS}
-    short = {"template": SHORT, "max_new_tokens": load_recipe(RECIPE).config.sampling.max_new_tokens}
-    rows: list[dict[str, Any]] = []
+    """Train with the methods and seeds, and evaluate all complete runs in the output directory."""
     for seed in options.seeds:
         for method in options.methods:
-            if method == "trl" and not options.trl:
-                continue
-            place = options.output / method / f"seed-{seed}"
-            seconds = trained(options, method, seed, place)
-            for data in TESTS:
-                settings = short if method == "trl" else {}  # other policies get the prompts of their runs
-                if method in STARTS:
-                    settings = {"max_new_tokens": short["max_new_tokens"], "template": "{prompt}"}
-                after = measured(options, f"{method}-{seed}", str(place / "policy"), data, **settings)
-                change = compare_evaluations(before[data], after)["accuracy"].summary()
-                shown = {key: change[key] for key in ("before", "after", "difference", "interval", "parts")}
-                rows.append({"method": method, "seed": seed, "data": data, "seconds": seconds})
-                rows[-1] |= {"accuracy": after.summary(), "change": shown}
-                print(json.dumps(rows[-1]))
-            write_json(options.output / "gains.json", rows)
-    write_json(options.output / "curves.json", curves(options))
+            if options.trl or not method.endswith("trl"):
+                train(options, method, seed)
+    found = dict(evaluations(options))
+    rows = []
+    for (method, seed, data), after in found.items():
+        before = measured_before(options, method, data)
+        seconds = options.output / method / f"seed-{seed}" / "seconds.json"
+        row = {"method": method, "seed": seed, "data": data, "accuracy": after.summary()}
+        row["seconds"] = json.loads(seconds.read_text()) if seconds.exists() else None
+        rows.append({**row, "change": change(before, after)})
+    write_json(options.output / "gains.json", rows)
+    write_json(options.output / "pairs.json", list(pairs(found)))
+    write_json(options.output / "curves.json", list(curves(options)))
 
 
-def trained(options: argparse.Namespace, method: str, seed: int, place: Path) -> float | None:
-    """Train a policy with a method, and return the seconds; None for the warm start of another run."""
-    recipe = options.output / "recipe" / f"seed-{seed}"
-    if method == "trl":
-        return train_with_trl(options, seed, json.loads((recipe / "seconds.json").read_text()), place)
+def measured_before(options: argparse.Namespace, method: str, data: str) -> Evaluation:
+    """Return the evaluation before training with which a method is compared."""
+    name, length = ("base-short", LENGTH) if method == "no warm start" else ("base-greedy", BASE_LENGTH)
+    return measured(options, name, options.policy, data, **most_accurate(options, length))
+
+
+def settings_of(options: argparse.Namespace, method: str) -> list[str]:
+    """Return the settings of a method, as changes of the recipe."""
+    if method == "no warm start":
+        no_start = [each for each in options.set if "warm_start" not in each]
+        template = prompting(options, method)["template"]
+        return [f"problems.template={json.dumps(template)}", "training.warm_start=null", *no_start]
+    if method == "supervised":
+        return [*NO_UPDATE, f"training.warm_start.num_updates={options.supervised_updates}"]
+    few = []
+    if method == "few solutions":
+        few = [f"training.warm_start.data={few_solutions(options)}", "training.warm_start.num_updates=20"]
+        few += ["training.num_updates=200", "evaluation.every=100"]
+    return ["training.num_checkpoints_kept=9", *few, *options.set]  # the first checkpoint is the warm start
+
+
+def few_solutions(options: argparse.Namespace) -> Path:
+    """Write a file with `NUM_FEW` worked solutions from all data sets, and return its path."""
+    lines = (DATA / "demonstrations.jsonl").read_text().splitlines(keepends=True)
+    path: Path = options.output / "few.jsonl"
+    write_whole(path, "".join(lines[:: len(lines) // NUM_FEW][:NUM_FEW]))
+    return path
+
+
+def prompting(options: argparse.Namespace, method: str) -> dict[str, Any]:
+    """Return the template and the maximum length with which a method is trained and evaluated."""
+    if method in ("trl", "no warm start"):
+        return most_accurate(options, BASE_LENGTH if method == "trl" else LENGTH)
+    return {"template": PLAIN, "max_new_tokens": LENGTH}
+
+
+def train(options: argparse.Namespace, method: str, seed: int) -> None:
+    """Train with a method, unless the run is complete, and record the time in seconds."""
+    place = options.output / method / f"seed-{seed}"
     if method in STARTS:
         save_warm_start(options, method, seed)
-        return None
-    own = [f"seed={seed}", f"policy.name_or_path={options.policy}", *settings_of(method, options)]
-    return train(own, place)
+        return
+    if (place / "seconds.json").exists():
+        return
+    if method.endswith("trl"):
+        command = trl_command(options, method, seed, place)
+    else:
+        command = [sys.executable, "-m", "llm_reinforce", "train", RECIPE, "--overwrite"]
+        own = [f"seed={seed}", f"policy.name_or_path={options.policy}", *settings_of(options, method)]
+        command += [word for each in (*own, f"output_dir={place}") for word in ("--set", each)]
+    started = time.perf_counter()
+    package = str(Path(__file__).parents[2])  # TRL's environment may not contain this package
+    subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": package})
+    write_json(place / "seconds.json", time.perf_counter() - started)
+
+
+def trl_command(options: argparse.Namespace, method: str, seed: int, place: Path) -> list[str]:
+    """Return the command that trains with TRL for the time of the recipe's run, or of its updates."""
+    train(options, "recipe", seed)
+    recipe = options.output / "recipe" / f"seed-{seed}"
+    if method == "trl":
+        policy: str | Path = options.policy
+        policy = policy if Path(policy).exists() else fetched_directory(options.policy)
+        seconds = json.loads((recipe / "seconds.json").read_text())
+    else:
+        policy = save_warm_start(options, "warm start", seed)
+        updates = read_rows(recipe / "metrics.jsonl")
+        seconds = updates[-1]["wall_time"] - updates[0]["wall_time"] + updates[0]["step_time"]
+    values = {
+        **prompting(options, method),
+        "policy": policy,
+        "seed": seed,
+        "seconds": seconds,
+        "output": place,
+    }
+    script = Path(__file__).with_name("word_problems_trl.py")
+    given = [f"--{name.replace('_', '-')}={value}" for name, value in values.items()]
+    return [options.trl, str(script), str(DATA / "train.jsonl"), *given]
 
 
 def save_warm_start(options: argparse.Namespace, method: str, seed: int) -> Path:
     """Save the policy that a run had after its warm start, and return the model's directory."""
     place: Path = options.output / method / f"seed-{seed}" / "policy"
     if not place.exists():
+        train(options, STARTS[method], seed)
         policy = load_policy(options.policy)
         checkpoints = options.output / STARTS[method] / f"seed-{seed}" / "checkpoints"
         tensors = load_file(checkpoints / "update-000000" / "policy.safetensors")
@@ -265,22 +261,65 @@ def save_warm_start(options: argparse.Namespace, method: str, seed: int) -> Path
     return place
 
 
-def curves(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Return the learning curves of all runs of `gains`."""
-    return [
-        {"method": method, "seed": int(run.name.removeprefix("seed-")), **curve(run)}
-        for method in options.methods
-        for run in sorted((options.output / method).glob("seed-*"))
-        if method not in STARTS  # their updates belong to the other run
-    ]
+def evaluations(options: argparse.Namespace) -> Iterator[tuple[tuple[str, int, str], Evaluation]]:
+    """Yield the evaluation of each complete run on each test set, with (method, seed, test set)."""
+    for method, seed, run in complete_runs(options):
+        for data in TESTS:
+            settings = prompting(options, method)
+            name = f"{method}-{seed}"
+            yield (method, seed, data), measured(options, name, str(run / "policy"), data, **settings)
+
+
+def complete_runs(options: argparse.Namespace) -> Iterator[tuple[str, int, Path]]:
+    """Yield the method, the seed and the directory of each complete run."""
+    for method in METHODS:
+        for run in sorted((options.output / method).glob("seed-*")):
+            if (run / "seconds.json").exists() or method in STARTS:
+                yield method, int(run.name.removeprefix("seed-")), run
+
+
+def change(before: Evaluation, after: Evaluation) -> dict[str, Any]:
+    """Return the difference between two accuracies, and its parts."""
+    found = compare_evaluations(before, after)["accuracy"].summary()
+    return {key: found[key] for key in ("before", "after", "difference", "interval", "p_value", "parts")}
+
+
+def pairs(found: dict[tuple[str, int, str], Evaluation]) -> Iterator[dict[str, Any]]:
+    """Yield the differences between two methods for each seed, and their mean."""
+    for first, second in PAIRS:
+        for data in TESTS:
+            seeds = [
+                seed
+                for method, seed, its_data in found
+                if (method, its_data) == (first, data) and (second, seed, data) in found
+            ]
+            changes, differences = [], []
+            for seed in seeds:
+                both = found[first, seed, data], found[second, seed, data]
+                changes.append({"seed": seed, **change(*both)})
+                rights = [[float(answer.correct) for (answer,) in each.answers] for each in both]
+                differences.append([after - before for before, after in zip(*rights, strict=True)])
+            if seeds:
+                # the mean of each problem's differences, so that the interval covers the choice of problems
+                means = [sum(each) / len(seeds) for each in zip(*differences, strict=True)]
+                mean = {"difference": sum(means) / len(means), "interval": list(difference_interval(means))}
+                yield {"first": first, "second": second, "data": data, "changes": changes, "mean": mean}
+
+
+def curves(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Yield the learning curve of each complete run that has its own updates."""
+    for method, seed, run in complete_runs(options):
+        if method not in STARTS:
+            yield {"method": method, "seed": seed, **curve(run)}
 
 
 def curve(run: Path) -> dict[str, Any]:
     """Return the chosen metrics of each update of a run, and its evaluations."""
-    if (run / "log.json").exists():  # a run of TRL
+    if (run / "log.json").exists():  # a run of TRL, whose num_tokens includes the tokens of the prompts
         logged = [row for row in json.loads((run / "log.json").read_text()) if "reward" in row]
         named = [{**row, "update": row["step"], "accuracy": row["reward"]} for row in logged]
-        return {"updates": [{key: row[key] for key in LOGGED} for row in named], "held_out": []}
+        kept = [key for key in LOGGED if key != "num_tokens"]
+        return {"updates": [{key: row[key] for key in kept} for row in named], "held_out": []}
     held_out = read_rows(run / "evaluations.jsonl")
     return {
         "updates": [{key: row[key] for key in LOGGED} for row in read_rows(run / "metrics.jsonl")],
@@ -295,9 +334,14 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 def compare_variants(options: argparse.Namespace, part: str, variants: dict[str, list[str]]) -> None:
     """Train variants of the recipe at an equal budget of sampled tokens, and diagnose each run."""
-    folder, start = options.output / part, save_warm_start(options, "warm start", options.seeds[0])
     shared = [each for each in options.set if not each.startswith("training.num_updates")]
-    shared += [f"policy.name_or_path={start}", "training.warm_start=null", "training.schedule=constant"]
+    shared += ["training.warm_start=null", "training.schedule=constant_with_warmup"]
+    shared.append(f"seed={options.seeds[0]}")
+    if part == "format":
+        shared += [f"policy.name_or_path={options.policy}", f"problems.template={json.dumps(WITH_HASHES)}"]
+    else:
+        shared.append(f"policy.name_or_path={save_warm_start(options, 'warm start', 0)}")
+    folder = options.output / part
     compared = compare(
         RECIPE,
         seeds=len(options.seeds),
@@ -329,9 +373,10 @@ def write_json(path: Path, value: object) -> None:
 def main() -> None:
     """Read the arguments of the command line, and run a part."""
     parts: dict[str, Callable[[argparse.Namespace], None]] = {
-        **{each.__name__: each for each in (base, gains, trl)},
+        **{each.__name__: each for each in (base, gains)},
         "settings": partial(compare_variants, part="settings", variants=SETTINGS),
         "shaping": partial(compare_variants, part="shaping", variants=SHAPING),
+        "format": partial(compare_variants, part="format", variants=FORMAT),
     }
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -341,6 +386,7 @@ def main() -> None:
         "--output", type=Path, default=Path("runs/word_problems"), help="directory of the results"
     )
     parser.add_argument("--policy", default="smollm2-135m", help="policy before training")
+    parser.add_argument("--gsm8k", default="gsm8k", help="test problems of GSM8K, as a file or a data set")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of the runs")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS, help="methods of `gains`")
     parser.add_argument(
@@ -348,11 +394,10 @@ def main() -> None:
     )
     parser.add_argument("--trl", metavar="PYTHON", help="interpreter of an environment with trl")
     parser.add_argument(
-        "--tokens", type=int, default=60_000, help="sampled tokens of each run of `settings` or `shaping`"
+        "--tokens", type=int, default=60_000, help="sampled tokens of each run of a comparison of variants"
     )
     parser.add_argument("--problems", type=int, help="evaluate the first problems only")
     parser.add_argument("--set", action="append", default=[], help="change a setting of the recipe")
-    parser.add_argument("--seconds", type=float, help=argparse.SUPPRESS)
     options = parser.parse_args()
     parts[options.part](options)
 

@@ -18,7 +18,10 @@ THINGS = ("apples", "books", "coins", "dolls", "eggs", "forks", "gloves", "hats"
 
 @pytest.fixture
 def published(tmp_path: Path) -> list[str]:
-    """Return options with files of made-up problems: 420 of SVAMP, 270 of MultiArith and 5 of GSM8K."""
+    """Return options with files of made-up problems: 420 of SVAMP, 270 of MultiArith and 424 of GSM8K.
+
+    The last 420 problems of GSM8K are equal to those of SVAMP, apart from the numbers.
+    """
     names = [
         f"{first} {second}" for first in "ABCDEFGHIJ" for second in ("Ax", "Box", "Cox", "Dux", "Elk", "Fox")
     ]
@@ -42,11 +45,13 @@ def published(tmp_path: Path) -> list[str]:
         {"question": "Ben has 40 cents. How many dimes?", "answer": "40/10=<<40/10=4>>4\n#### 4"},
         {"question": "Too many steps.", "answer": "<<1+1=2>>2 <<2+1=3>>3 <<3+1=4>>4\n#### 4"},
         {"question": "Numbers that are too long.", "answer": "<<100000+1=100001>>\n#### 100001"},
-        # equal to a problem of SVAMP, apart from the numbers
-        {
-            "question": svamp_text(svamp[0]).replace(", namely 2,", ", namely 7,"),
-            "answer": "<<7+2=9>>\n#### 9",
-        },
+        *(
+            {
+                "question": svamp_text(row).replace("and 2 more", "and 7 more"),
+                "answer": f"<<{n}+7={n + 7}>>\n#### {n + 7}",
+            }
+            for n, row in enumerate(svamp, 2)
+        ),
     ]
     files = {"svamp.json": svamp, "multiarith.json": multiarith, "gsm8k.jsonl": gsm8k}
     for name, rows in files.items():
@@ -77,13 +82,11 @@ def test_files_are_disjoint_solved_and_not_overwritten(
     prompts = [problem.prompt for part in parts.values() for problem in part]
     assert len(prompts) == len(set(prompts))
     train = {problem.id: problem for problem in parts["train"]}
-    assert {name for name in train if name.startswith("gsm8k")} <= {
-        "gsm8k-gsm8k-1",
-        "gsm8k-gsm8k-2",
-        "gsm8k-gsm8k-5",
-    }
-    # the problem of GSM8K like one of SVAMP's is kept only if that one is a training problem too
-    assert ("gsm8k-gsm8k-5" in train) == ("svamp-chal-0" in train)
+    assert not {"gsm8k-gsm8k-3", "gsm8k-gsm8k-4"} & set(train)
+    # a problem that differs from one of SVAMP only in its numbers is kept if that one is a training problem
+    learned = [f"svamp-chal-{n}" in train for n in range(420)]
+    assert learned == [f"gsm8k-gsm8k-{n + 5}" in train for n in range(420)]
+    assert set(learned) == {False, True}
     demonstrations = read_demonstrations(folder / "demonstrations.jsonl")
     assert len(demonstrations) == len(train)
     for shown, problem in zip(demonstrations, train.values(), strict=True):

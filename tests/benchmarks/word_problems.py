@@ -8,7 +8,7 @@ are:
   measures the greedy and the sampled accuracy on test problems with the most accurate template.
 - `gains` trains with each method and seed, measures the accuracy on the test problems, and compares it with
   the accuracy before training and between methods. `METHODS` explains the methods. The methods of TRL need
-  `--trl PYTHON`. `gains` needs the results of `base`.
+  the extra `trl`. `gains` needs the results of `base`.
 - `settings`, `shaping` and `format` compare settings or rewards on dev.jsonl, at an equal budget of sampled
   tokens, and record the symptoms that the doctor finds. `settings` and `shaping` continue from the warm
   start of the recipe with seed 0. `format` starts from the untrained policy.
@@ -22,13 +22,13 @@ evaluation.every=2`, with an `--output` of its own.
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -153,8 +153,7 @@ def gains(options: argparse.Namespace) -> None:
     """Train with the methods and seeds, and evaluate all complete runs in the output directory."""
     for seed in options.seeds:
         for method in options.methods:
-            if options.trl or not method.endswith("trl"):
-                train(options, method, seed)
+            train(options, method, seed)
     found = dict(evaluations(options))
     rows = []
     for (method, seed, data), after in found.items():
@@ -219,13 +218,14 @@ def train(options: argparse.Namespace, method: str, seed: int) -> None:
         own = [f"seed={seed}", f"policy.name_or_path={options.policy}", *settings_of(options, method)]
         command += [word for each in (*own, f"output_dir={place}") for word in ("--set", each)]
     started = time.perf_counter()
-    package = str(Path(__file__).parents[2])  # TRL's environment may not contain this package
-    subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": package})
+    subprocess.run(command, check=True)
     write_json(place / "seconds.json", time.perf_counter() - started)
 
 
 def trl_command(options: argparse.Namespace, method: str, seed: int, place: Path) -> list[str]:
     """Return the command that trains with TRL for the time of the recipe's run, or of its updates."""
+    if find_spec("trl") is None:
+        sys.exit(f"{method}: trl is not installed; run `pip install -c constraints.txt -e '.[trl]'`")
     train(options, "recipe", seed)
     recipe = options.output / "recipe" / f"seed-{seed}"
     if method == "trl":
@@ -245,7 +245,7 @@ def trl_command(options: argparse.Namespace, method: str, seed: int, place: Path
     }
     script = Path(__file__).with_name("word_problems_trl.py")
     given = [f"--{name.replace('_', '-')}={value}" for name, value in values.items()]
-    return [options.trl, str(script), str(DATA / "train.jsonl"), *given]
+    return [sys.executable, str(script), str(DATA / "train.jsonl"), *given]
 
 
 def save_warm_start(options: argparse.Namespace, method: str, seed: int) -> Path:
@@ -321,7 +321,9 @@ def curve(run: Path) -> dict[str, Any]:
         kept = [key for key in LOGGED if key != "num_tokens"]
         return {"updates": [{key: row[key] for key in kept} for row in named], "held_out": []}
     held_out = read_rows(run / "evaluations.jsonl")
+    compared = json.loads((run / "comparison.json").read_text())["greedy"]["accuracy"]
     return {
+        "change": {key: compared[key] for key in ("difference", "interval", "p_value")},
         "updates": [{key: row[key] for key in LOGGED} for row in read_rows(run / "metrics.jsonl")],
         "held_out": [{key: row[key] for key in ("update", "accuracy", "interval")} for row in held_out],
     }
@@ -392,7 +394,6 @@ def main() -> None:
     parser.add_argument(
         "--supervised-updates", type=int, default=224, help="updates of supervised training with 16 solutions"
     )
-    parser.add_argument("--trl", metavar="PYTHON", help="interpreter of an environment with trl")
     parser.add_argument(
         "--tokens", type=int, default=60_000, help="sampled tokens of each run of a comparison of variants"
     )

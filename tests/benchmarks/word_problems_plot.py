@@ -1,8 +1,8 @@
 """Tables and plots of word problems: `python tests/benchmarks/word_problems_plot.py DIRECTORY`.
 
-The directory contains base.json, gains.json and curves.json, written by `word_problems.py`, and can also
-contain settings.json and shaping.json. The script prints the tables of the page "Results" of the
-documentation, and draws gains.svg and curves.svg in the directory.
+The directory contains base.json, gains.json, pairs.json and curves.json, written by `word_problems.py`, and
+can also contain settings.json, shaping.json and format.json. The script prints the tables of the page
+"Results" of the documentation, and draws gains.svg and curves.svg in the directory.
 """
 
 import argparse
@@ -16,64 +16,126 @@ import matplotlib.pyplot as plt
 
 from llm_reinforce.analysis.plot_style import STYLES, plotting
 from llm_reinforce.console.text import shown_accuracy
+from llm_reinforce.evaluation import KINDS
 
 WINDOW = 10  # a point of a learning curve is a mean over 10 updates
 END = 5  # the start and the end of a run are means over 5 updates
 PERCENT = 100
 
 
-def points(value: float, interval: Sequence[float]) -> str:
-    """Return a difference with its interval, in percentage points."""
-    low, high = interval
-    return f"{PERCENT * value:+.1f} [{PERCENT * low:.1f}, {PERCENT * high:.1f}]"
+def tables(directory: Path) -> dict[str, str]:
+    """Return the tables of the page "Results" in Markdown, by the name in the comment above each table."""
+    results = {path.stem: json.loads(path.read_text()) for path in directory.glob("*.json")}
+    before = [row for row in results["base"] if row["data"] != "dev"]
+    found = {
+        "templates": templates_table([row for row in results["base"] if row["data"] == "dev"]),
+        "before training": before_table(before),
+        "development problems": development_table(results["curves"]),
+        "gains": gains_table([row for row in results["gains"] if row["method"] == "recipe"]),
+        "methods": methods_table(results["gains"]),
+        "pairs": pairs_table(results["pairs"]),
+    }
+    variants = [name for name in ("settings", "shaping", "format") if name in results]
+    return found | {name: variants_table(results[name]["runs"]) for name in variants}
 
 
-def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table in Markdown."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def base_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return the accuracy before training, and the reasons for wrong answers."""
+def templates_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the accuracy with each template and each maximum length."""
+    head = ["text around the question", "maximum length", "right", "truncated", "without a number"]
     cells = [
         [
-            f"`{row['data']}`",
             words_around(row["template"]),
-            row["decoding"],
-            *(shown_accuracy(*measure(row, name)) for name in ("accuracy", "truncated", "unparseable")),
+            f"{row['max_new_tokens']} tokens",
+            *(measure(row, name) for name in ("accuracy", "truncated", "unparseable")),
         ]
         for row in rows
     ]
-    head = ["problems", "text of the template", "decoding", "right", "truncated", "without a number"]
     return markdown(head, cells)
 
 
 def words_around(template: str) -> str:
-    """Return the text that a template adds to a question."""
-    return " … ".join(part.strip() for part in template.split("{prompt}") if part.strip()) or "none"
+    """Return the text that a template adds before and after a question."""
+    before, after = (part.strip() for part in template.split("{prompt}"))
+    parts = [f"`{text}` {place} it" for text, place in ((before, "before"), (after, "after")) if text]
+    return ", ".join(parts) or "none"
 
 
-def measure(row: Mapping[str, Any], name: str) -> tuple[float, Sequence[float]]:
-    """Return a measure of an evaluation, with its interval."""
-    found = row["measures"][name]
-    return found["value"], found["interval"]
+def measure(row: Mapping[str, Any], name: str) -> str:
+    """Return a measure of an evaluation with its interval; empty if it was not measured."""
+    found = row["measures"].get(name)
+    return shown_accuracy(found["value"], found["interval"]) if found else ""
+
+
+def before_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the accuracy before training, and the shares of the kinds of wrong answers."""
+    cells = []
+    for row in rows:
+        num = row["samples_per_problem"]
+        decoding = row["decoding"] if num == 1 else f"{row['decoding']}, {num} per problem"
+        kinds = [f"{row['failures'][kind] / row['total']:.1%}" for kind in KINDS]
+        measures = [measure(row, name) for name in ("accuracy", "pass@8")]
+        cells.append([f"`{row['data']}.jsonl`", str(row["total"] // num), decoding, *measures, *kinds])
+    head = ["problems", "number", "decoding", "right", "pass@8", "other format", "truncated", "wrong value"]
+    return markdown(head, cells)
+
+
+def development_table(runs: Sequence[Mapping[str, Any]]) -> str:
+    """Return the greedy accuracy on dev.jsonl before and after the policy-gradient updates."""
+    cells = []
+    for run in runs:
+        if "change" in run and run["change"] is not None and len(run["updates"]) > 1:
+            first, last = run["held_out"][0], run["held_out"][-1]
+            both = [shown_accuracy(each["accuracy"], each["interval"]) for each in (first, last)]
+            cells.append([run["method"], str(run["seed"]), str(last["update"]), *both, points(run["change"])])
+    return markdown(["method", "seed", "updates", "before", "after", "difference in points"], cells)
+
+
+def points(change: Mapping[str, Any]) -> str:
+    """Return a difference with its interval, in percentage points."""
+    low, high = change["interval"]
+    return f"{PERCENT * change['difference']:+.1f} [{PERCENT * low:.1f}, {PERCENT * high:.1f}]"
 
 
 def gains_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return the accuracy of each method and seed, and the difference to the accuracy before training."""
-    cells = []
-    order = list(dict.fromkeys(row["data"] for row in rows))
+    """Return the differences to the accuracy before training, and their parts."""
+    cells, order = [], list(dict.fromkeys(row["data"] for row in rows))
     for row in sorted(rows, key=lambda row: order.index(row["data"])):
         change = row["change"]
-        parts = [f"{PERCENT * part['difference']:+.1f}" for part in change["parts"].values()]
-        minutes = "" if row["seconds"] is None else f"{row['seconds'] / 60:.0f}"
-        accuracy = shown_accuracy(row["accuracy"]["accuracy"], row["accuracy"]["interval"])
-        difference = points(change["difference"], change["interval"])
-        name = [f"`{row['data']}`", row["method"], str(row["seed"]), minutes]
-        cells.append([*name, accuracy, difference, *parts])
-    kinds = list(rows[0]["change"]["parts"])
-    return markdown(["problems", "method", "seed", "minutes", "right", "difference in points", *kinds], cells)
+        parts = [f"{PERCENT * change['parts'][kind]['difference']:+.1f}" for kind in KINDS]
+        both = [f"{change[key]:.1%}" for key in ("before", "after")]
+        cells.append([f"`{row['data']}.jsonl`", str(row["seed"]), *both, points(change), *parts])
+    head = ["problems", "seed", "before training", "after the run", "difference in points"]
+    return markdown([*head, "other format", "truncated", "wrong value"], cells)
+
+
+def methods_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the accuracy on the test problems after each method and seed."""
+    by_run: dict[tuple[str, int], dict[str, Any]] = {}
+    for row in rows:
+        by_run.setdefault((row["method"], row["seed"]), {})[row["data"]] = row
+    tests = list(dict.fromkeys(row["data"] for row in rows))
+    cells = []
+    for (method, seed), found in by_run.items():
+        seconds = found[tests[0]]["seconds"]
+        minutes = "" if seconds is None else f"{seconds / 60:.0f}"
+        accuracy = [found[data]["accuracy"] for data in tests]
+        shown = [shown_accuracy(each["accuracy"], each["interval"]) for each in accuracy]
+        cells.append([method, str(seed), minutes, *shown])
+    return markdown(["method", "seed", "minutes", *(f"`{data}.jsonl`" for data in tests)], cells)
+
+
+def pairs_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the differences in accuracy between two methods, for each seed and in the mean."""
+    cells = [
+        [
+            f"{row['first']} → {row['second']}",
+            f"`{row['data']}.jsonl`",
+            "; ".join(f"{PERCENT * change['difference']:+.1f}" for change in row["changes"]),
+            points(row["mean"]),
+        ]
+        for row in rows
+    ]
+    return markdown(["methods", "problems", "difference of each seed", "mean difference"], cells)
 
 
 def variants_table(runs: Sequence[Mapping[str, Any]]) -> str:
@@ -95,6 +157,12 @@ def variants_table(runs: Sequence[Mapping[str, Any]]) -> str:
         cells.append([run["variant"], str(run["seed"]), str(len(updates)), *ends, *accuracy, findings])
     names = ["variant", "seed", "updates", "reward", "sampled, right", "tokens per answer"]
     return markdown([*names, "greedy before, right", "greedy after, right", "symptoms"], cells)
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table in Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"|{'|'.join(f' {cell} ' if cell else ' ' for cell in line)}|" for line in lines)
 
 
 def plot_gains(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -151,15 +219,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("directory", type=Path, help="directory of the results")
     directory = parser.parse_args().directory
-    base, gains, curves = (
-        json.loads((directory / f"{name}.json").read_text()) for name in ("base", "gains", "curves")
-    )
-    variants = [
-        json.loads(path.read_text())["runs"]
-        for path in (directory / "settings.json", directory / "shaping.json")
-        if path.exists()
-    ]
-    print(base_table(base), gains_table(gains), *map(variants_table, variants), sep="\n\n")
+    for name, table in tables(directory).items():
+        print(f"<!-- table: {name} -->\n{table}\n")
+    gains, curves = (json.loads((directory / f"{name}.json").read_text()) for name in ("gains", "curves"))
     with plotting():
         plot_gains(gains, directory / "gains.svg")
         plot_curves(curves, directory / "curves.svg")

@@ -1,6 +1,6 @@
 """Train on word problems with the GRPO trainer of TRL: `python tests/benchmarks/word_problems_trl.py --help`.
 
-`word_problems.py` starts this script in an environment that contains trl, with the option `--trl PYTHON`.
+`word_problems.py` starts this script, which needs the extra `trl`.
 """
 
 import argparse

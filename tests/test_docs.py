@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 import json
 import re
+import runpy
 import shlex
 import sys
 import tomllib
@@ -446,6 +447,12 @@ def test_results_are_those_of_the_recipe_heads() -> None:
         assert f"seed {row[2].split()[0]}:" in head
         for figure in figures:
             assert figure in head, f"{name}: {figure}"
+
+
+def test_tables_of_word_problems_are_those_of_the_measured_values() -> None:
+    script = runpy.run_path(str(ROOT / "tests" / "benchmarks" / "word_problems_plot.py"))
+    for name, printed in script["tables"](ROOT / "docs" / "results").items():
+        assert f"<!-- table: {name} -->\n{printed}\n" in TEXTS["docs/results.md"]
 
 
 # ------------------------------------------------------------------------------------------ Python

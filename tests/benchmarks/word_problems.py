@@ -6,9 +6,9 @@ are:
 - `base` measures the policy before training. It compares prompt templates on dev.jsonl, which contains no
   test problems, with two limits of the number of new tokens: 256 and the limit of the recipe. It then
   measures the greedy and the sampled accuracy on test problems with the most accurate template.
-- `gains` trains with each method and seed, measures the accuracy on the test problems, and compares it with
-  the accuracy before training and between methods. `METHODS` explains the methods. The methods of TRL need
-  the extra `trl`. `gains` needs the results of `base`.
+- `gains` trains with each method and seed, measures the accuracy on dev.jsonl and on the test problems, and
+  compares it with the accuracy before training and between methods. `METHODS` explains the methods. The
+  methods of TRL need the extra `trl`. `gains` needs the results of `base`.
 - `settings`, `shaping` and `format` compare settings or rewards on dev.jsonl, at an equal budget of sampled
   tokens, and record the symptoms that the doctor finds. `settings` and `shaping` continue from the warm
   start of the recipe with seed 0. `format` starts from the untrained policy.
@@ -262,9 +262,9 @@ def save_warm_start(options: argparse.Namespace, method: str, seed: int) -> Path
 
 
 def evaluations(options: argparse.Namespace) -> Iterator[tuple[tuple[str, int, str], Evaluation]]:
-    """Yield the evaluation of each complete run on each test set, with (method, seed, test set)."""
+    """Yield the evaluation of each complete run on each data set, with (method, seed, data set)."""
     for method, seed, run in complete_runs(options):
-        for data in TESTS:
+        for data in ("dev", *TESTS):
             settings = prompting(options, method)
             name = f"{method}-{seed}"
             yield (method, seed, data), measured(options, name, str(run / "policy"), data, **settings)
@@ -287,7 +287,7 @@ def change(before: Evaluation, after: Evaluation) -> dict[str, Any]:
 def pairs(found: dict[tuple[str, int, str], Evaluation]) -> Iterator[dict[str, Any]]:
     """Yield the differences between two methods for each seed, and their mean."""
     for first, second in PAIRS:
-        for data in TESTS:
+        for data in ("dev", *TESTS):
             seeds = [
                 seed
                 for method, seed, its_data in found
@@ -321,9 +321,7 @@ def curve(run: Path) -> dict[str, Any]:
         kept = [key for key in LOGGED if key != "num_tokens"]
         return {"updates": [{key: row[key] for key in kept} for row in named], "held_out": []}
     held_out = read_rows(run / "evaluations.jsonl")
-    compared = json.loads((run / "comparison.json").read_text())["greedy"]["accuracy"]
     return {
-        "change": {key: compared[key] for key in ("difference", "interval", "p_value")},
         "updates": [{key: row[key] for key in LOGGED} for row in read_rows(run / "metrics.jsonl")],
         "held_out": [{key: row[key] for key in ("update", "accuracy", "interval")} for row in held_out],
     }

@@ -30,7 +30,6 @@ def tables(directory: Path) -> dict[str, str]:
     found = {
         "templates": templates_table([row for row in results["base"] if row["data"] == "dev"]),
         "before training": before_table(before),
-        "development problems": development_table(results["curves"]),
         "gains": gains_table([row for row in results["gains"] if row["method"] == "recipe"]),
         "methods": methods_table(results["gains"]),
         "pairs": pairs_table(results["pairs"]),
@@ -79,17 +78,6 @@ def before_table(rows: Sequence[Mapping[str, Any]]) -> str:
     return markdown(head, cells)
 
 
-def development_table(runs: Sequence[Mapping[str, Any]]) -> str:
-    """Return the greedy accuracy on dev.jsonl before and after the policy-gradient updates."""
-    cells = []
-    for run in runs:
-        if "change" in run and run["change"] is not None and len(run["updates"]) > 1:
-            first, last = run["held_out"][0], run["held_out"][-1]
-            both = [shown_accuracy(each["accuracy"], each["interval"]) for each in (first, last)]
-            cells.append([run["method"], str(run["seed"]), str(last["update"]), *both, points(run["change"])])
-    return markdown(["method", "seed", "updates", "before", "after", "difference in points"], cells)
-
-
 def points(change: Mapping[str, Any]) -> str:
     """Return a difference with its interval, in percentage points."""
     low, high = change["interval"]
@@ -109,19 +97,19 @@ def gains_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def methods_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return the accuracy on the test problems after each method and seed."""
+    """Return the accuracy after training with each method and seed."""
     by_run: dict[tuple[str, int], dict[str, Any]] = {}
     for row in rows:
         by_run.setdefault((row["method"], row["seed"]), {})[row["data"]] = row
-    tests = list(dict.fromkeys(row["data"] for row in rows))
+    sets = list(dict.fromkeys(row["data"] for row in rows))
     cells = []
     for (method, seed), found in by_run.items():
-        seconds = found[tests[0]]["seconds"]
+        seconds = found[sets[0]]["seconds"]
         minutes = "" if seconds is None else f"{seconds / 60:.0f}"
-        accuracy = [found[data]["accuracy"] for data in tests]
+        accuracy = [found[data]["accuracy"] for data in sets]
         shown = [shown_accuracy(each["accuracy"], each["interval"]) for each in accuracy]
         cells.append([method, str(seed), minutes, *shown])
-    return markdown(["method", "seed", "minutes", *(f"`{data}.jsonl`" for data in tests)], cells)
+    return markdown(["method", "seed", "minutes", *(f"`{data}.jsonl`" for data in sets)], cells)
 
 
 def pairs_table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -168,7 +156,7 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def plot_gains(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draw the accuracy of each method and seed on the test problems."""
     names = list(dict.fromkeys(row["method"] for row in rows))
-    tests = list(dict.fromkeys(row["data"] for row in rows))
+    tests = [data for data in dict.fromkeys(row["data"] for row in rows) if data != "dev"]
     figure, axes = plt.subplots(1, len(tests), figsize=(9, 3.5), sharey=True)
     for axis, data in zip(axes, tests, strict=True):
         shown = [row for row in rows if row["data"] == data]

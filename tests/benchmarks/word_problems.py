@@ -185,7 +185,8 @@ def settings_of(options: argparse.Namespace, method: str) -> list[str]:
     if method == "few solutions":
         few = [f"training.warm_start.data={few_solutions(options)}", "training.warm_start.num_updates=20"]
         few += ["training.num_updates=200", "evaluation.every=100"]
-    return ["training.num_checkpoints_kept=9", *few, *options.set]  # the first checkpoint is the warm start
+    # the only checkpoints are the one after the warm start, which is needed later, and the last one
+    return ["training.checkpoint_every=null", "training.num_checkpoints_kept=2", *few, *options.set]
 
 
 def few_solutions(options: argparse.Namespace) -> Path:

@@ -21,6 +21,12 @@ from llm_reinforce.evaluation import KINDS
 WINDOW = 10  # a point of a learning curve is a mean over 10 updates
 END = 5  # the start and the end of a run are means over 5 updates
 PERCENT = 100
+NAMES = {  # names of the problems in the tables
+    "dev": "dev.jsonl",
+    "svamp_test": "SVAMP",
+    "multiarith_test": "MultiArith",
+    "gsm8k_test": "GSM8K",
+}
 
 
 def tables(directory: Path) -> dict[str, str]:
@@ -73,7 +79,7 @@ def before_table(rows: Sequence[Mapping[str, Any]]) -> str:
         decoding = row["decoding"] if num == 1 else f"{row['decoding']}, {num} per problem"
         kinds = [f"{row['failures'][kind] / row['total']:.1%}" for kind in KINDS]
         measures = [measure(row, name) for name in ("accuracy", "pass@8")]
-        cells.append([f"`{row['data']}.jsonl`", str(row["total"] // num), decoding, *measures, *kinds])
+        cells.append([NAMES[row["data"]], str(row["total"] // num), decoding, *measures, *kinds])
     head = ["problems", "number", "decoding", "right", "pass@8", "other format", "truncated", "wrong value"]
     return markdown(head, cells)
 
@@ -91,7 +97,7 @@ def gains_table(rows: Sequence[Mapping[str, Any]]) -> str:
         change = row["change"]
         parts = [f"{PERCENT * change['parts'][kind]['difference']:+.1f}" for kind in KINDS]
         both = [f"{change[key]:.1%}" for key in ("before", "after")]
-        cells.append([f"`{row['data']}.jsonl`", str(row["seed"]), *both, points(change), *parts])
+        cells.append([NAMES[row["data"]], str(row["seed"]), *both, points(change), *parts])
     head = ["problems", "seed", "before training", "after the run", "difference in points"]
     return markdown([*head, "other format", "truncated", "wrong value"], cells)
 
@@ -109,7 +115,7 @@ def methods_table(rows: Sequence[Mapping[str, Any]]) -> str:
         accuracy = [found[data]["accuracy"] for data in sets]
         shown = [shown_accuracy(each["accuracy"], each["interval"]) for each in accuracy]
         cells.append([method, str(seed), minutes, *shown])
-    return markdown(["method", "seed", "minutes", *(f"`{data}.jsonl`" for data in sets)], cells)
+    return markdown(["method", "seed", "minutes", *(NAMES[data] for data in sets)], cells)
 
 
 def pairs_table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -117,7 +123,7 @@ def pairs_table(rows: Sequence[Mapping[str, Any]]) -> str:
     cells = [
         [
             f"{row['first']} → {row['second']}",
-            f"`{row['data']}.jsonl`",
+            NAMES[row["data"]],
             "; ".join(f"{PERCENT * change['difference']:+.1f}" for change in row["changes"]),
             points(row["mean"]),
         ]
@@ -168,7 +174,7 @@ def plot_gains(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
             bars = [[PERCENT * (value - low)], [PERCENT * (high - value)]]
             axis.errorbar(place, PERCENT * value, bars, fmt="o", color=STYLES[0].color, capsize=2)
         axis.set_xticks([each + 0.15 for each in range(len(names))], names, rotation=30, ha="right")
-        axis.set_title(data)
+        axis.set_title(NAMES[data])
     axes[0].set_ylabel("greedy accuracy (%)")
     axes[0].legend()
     figure.tight_layout()

@@ -7,7 +7,7 @@ are:
   test problems, with two limits of the number of new tokens: 256 and the limit of the recipe. It then
   measures the greedy and the sampled accuracy on test problems with the most accurate template.
 - `gains` trains with each method and seed, measures the accuracy on dev.jsonl and on the test problems, and
-  compares it with the accuracy before training and between methods. `METHODS` explains the methods. The
+  compares it with the accuracy before training and between methods. `--help` explains the methods. The
   methods of TRL need the extra `trl`. `gains` needs the results of `base`.
 - `settings`, `shaping` and `format` compare settings or rewards on dev.jsonl, at an equal budget of sampled
   tokens, and record the symptoms that the doctor finds. `settings` and `shaping` continue from the warm
@@ -26,7 +26,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -60,6 +60,7 @@ TEMPLATES = (
 )
 BASE_LENGTH = 256  # maximum number of new tokens before training, when the policy explains at length
 TESTS = ("svamp_test", "multiarith_test")
+EVALUATED = ("dev", *TESTS)  # problems on which all trained policies are evaluated
 NUM_SAMPLED = 50  # number of problems with eight sampled completions
 NUM_GSM8K = 200  # number of problems of GSM8K, on which no method is evaluated
 NUM_FEW = 64  # number of worked solutions in `few solutions`
@@ -111,8 +112,7 @@ def base(options: argparse.Namespace) -> None:
             settings = {"template": template, "max_new_tokens": length}
             found = measured(options, f"template-{number}-{length}", options.policy, "dev", **settings)
             rows.append(base_row("dev", settings, found))
-    write_json(options.output / "base.json", rows)
-    settings = most_accurate(options, BASE_LENGTH)
+    settings = most_accurate(rows, BASE_LENGTH)
     for data in (*TESTS, "gsm8k_test"):
         num = options.problems or (NUM_GSM8K if data == "gsm8k_test" else None)
         found = measured(options, "base-greedy", options.policy, data, **settings, num_problems=num)
@@ -131,10 +131,21 @@ def base_row(data: str, settings: dict[str, Any], found: Evaluation) -> dict[str
     return {"data": data, **settings, **found.summary(), "failures": {kind: kinds[kind] for kind in KINDS}}
 
 
-def most_accurate(options: argparse.Namespace, length: int) -> dict[str, Any]:
-    """Return the template with the highest accuracy on dev.jsonl at a maximum length, and the length."""
-    rows = [row for row in json.loads((options.output / "base.json").read_text()) if row["data"] == "dev"]
-    best = max((row for row in rows if row["max_new_tokens"] == length), key=lambda row: row["accuracy"])
+def base_rows(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return the rows of base.json."""
+    rows: list[dict[str, Any]] = json.loads((options.output / "base.json").read_text())
+    return rows
+
+
+def most_accurate(rows: Sequence[dict[str, Any]], length: int) -> dict[str, Any]:
+    """Return the template with the highest accuracy on dev.jsonl at a maximum length, and the length.
+
+    Args:
+        rows: rows of base.json.
+        length: maximum number of new tokens.
+    """
+    compared = [row for row in rows if row["data"] == "dev" and row["max_new_tokens"] == length]
+    best = max(compared, key=lambda row: float(row["accuracy"]))
     return {"template": best["template"], "max_new_tokens": length}
 
 
@@ -170,7 +181,7 @@ def gains(options: argparse.Namespace) -> None:
 def measured_before(options: argparse.Namespace, method: str, data: str) -> Evaluation:
     """Return the evaluation before training with which a method is compared."""
     name, length = ("base-short", LENGTH) if method == "no warm start" else ("base-greedy", BASE_LENGTH)
-    return measured(options, name, options.policy, data, **most_accurate(options, length))
+    return measured(options, name, options.policy, data, **most_accurate(base_rows(options), length))
 
 
 def settings_of(options: argparse.Namespace, method: str) -> list[str]:
@@ -200,7 +211,7 @@ def few_solutions(options: argparse.Namespace) -> Path:
 def prompting(options: argparse.Namespace, method: str) -> dict[str, Any]:
     """Return the template and the maximum length with which a method is trained and evaluated."""
     if method in ("trl", "no warm start"):
-        return most_accurate(options, BASE_LENGTH if method == "trl" else LENGTH)
+        return most_accurate(base_rows(options), BASE_LENGTH if method == "trl" else LENGTH)
     return {"template": PLAIN, "max_new_tokens": LENGTH}
 
 
@@ -265,7 +276,7 @@ def save_warm_start(options: argparse.Namespace, method: str, seed: int) -> Path
 def evaluations(options: argparse.Namespace) -> Iterator[tuple[tuple[str, int, str], Evaluation]]:
     """Yield the evaluation of each complete run on each data set, with (method, seed, data set)."""
     for method, seed, run in complete_runs(options):
-        for data in ("dev", *TESTS):
+        for data in EVALUATED:
             settings = prompting(options, method)
             name = f"{method}-{seed}"
             yield (method, seed, data), measured(options, name, str(run / "policy"), data, **settings)
@@ -288,23 +299,24 @@ def change(before: Evaluation, after: Evaluation) -> dict[str, Any]:
 def pairs(found: dict[tuple[str, int, str], Evaluation]) -> Iterator[dict[str, Any]]:
     """Yield the differences between two methods for each seed, and their mean."""
     for first, second in PAIRS:
-        for data in ("dev", *TESTS):
-            seeds = [
-                seed
-                for method, seed, its_data in found
-                if (method, its_data) == (first, data) and (second, seed, data) in found
-            ]
-            changes, differences = [], []
-            for seed in seeds:
-                both = found[first, seed, data], found[second, seed, data]
-                changes.append({"seed": seed, **change(*both)})
-                rights = [[float(answer.correct) for (answer,) in each.answers] for each in both]
-                differences.append([after - before for before, after in zip(*rights, strict=True)])
-            if seeds:
-                # the mean of each problem's differences, so that the interval covers the choice of problems
-                means = [sum(each) / len(seeds) for each in zip(*differences, strict=True)]
-                mean = {"difference": sum(means) / len(means), "interval": list(difference_interval(means))}
+        for data in EVALUATED:
+            both = {
+                seed: (found[first, seed, data], after)
+                for (method, seed, its_data), after in found.items()
+                if (method, its_data) == (second, data) and (first, seed, data) in found
+            }
+            if both:
+                changes = [{"seed": seed, **change(*each)} for seed, each in both.items()]
+                mean = mean_change(list(both.values()))
                 yield {"first": first, "second": second, "data": data, "changes": changes, "mean": mean}
+
+
+def mean_change(both: Sequence[tuple[Evaluation, Evaluation]]) -> dict[str, Any]:
+    """Return the mean difference in accuracy over seeds. Its interval covers the choice of the problems."""
+    rights = [[[float(answer.correct) for (answer,) in each.answers] for each in pair] for pair in both]
+    differences = [[new - old for old, new in zip(*pair, strict=True)] for pair in rights]
+    means = [sum(each) / len(both) for each in zip(*differences, strict=True)]
+    return {"difference": sum(means) / len(means), "interval": list(difference_interval(means))}
 
 
 def curves(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -380,7 +392,9 @@ def main() -> None:
         "format": partial(compare_variants, part="format", variants=FORMAT),
     }
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__,
+        epilog="methods:\n" + "\n".join(f"  {name}: {text}" for name, text in METHODS.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("part", choices=parts)
     parser.add_argument(

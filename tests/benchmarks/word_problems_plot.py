@@ -29,9 +29,13 @@ NAMES = {  # names of the problems in the tables
 }
 
 
-def tables(directory: Path) -> dict[str, str]:
+def read_results(directory: Path) -> dict[str, Any]:
+    """Return the contents of the JSON files in a directory, by the names of the files."""
+    return {path.stem: json.loads(path.read_text()) for path in directory.glob("*.json")}
+
+
+def tables(results: Mapping[str, Any]) -> dict[str, str]:
     """Return the tables of the page "Results" in Markdown, by the name in the comment above each table."""
-    results = {path.stem: json.loads(path.read_text()) for path in directory.glob("*.json")}
     before = [row for row in results["base"] if row["data"] != "dev"]
     found = {
         "templates": templates_table([row for row in results["base"] if row["data"] == "dev"]),
@@ -213,12 +217,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("directory", type=Path, help="directory of the results")
     directory = parser.parse_args().directory
-    for name, table in tables(directory).items():
+    results = read_results(directory)
+    for name, table in tables(results).items():
         print(f"<!-- table: {name} -->\n{table}\n")
-    gains, curves = (json.loads((directory / f"{name}.json").read_text()) for name in ("gains", "curves"))
     with plotting():
-        plot_gains(gains, directory / "gains.svg")
-        plot_curves(curves, directory / "curves.svg")
+        plot_gains(results["gains"], directory / "gains.svg")
+        plot_curves(results["curves"], directory / "curves.svg")
 
 
 if __name__ == "__main__":

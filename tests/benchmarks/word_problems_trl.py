@@ -44,7 +44,6 @@ def main() -> None:
     options = parser.parse_args()
     clock = Clock(options.seconds)
     problems = read_problems(options.data)
-
     tokenizer = AutoTokenizer.from_pretrained(options.policy)
 
     def reward(

@@ -9,9 +9,9 @@ are:
 - `gains` trains with each method and seed, measures the accuracy on dev.jsonl and on the test problems, and
   compares it with the accuracy before training and between methods. `--help` explains the methods. The
   methods of TRL need the extra `trl`. `gains` needs the results of `base`.
-- `settings`, `shaping` and `format` compare settings or rewards on dev.jsonl, at an equal budget of sampled
-  tokens, and record the symptoms that the doctor finds. `settings` and `shaping` continue from the warm
-  start of the recipe with seed 0. `format` starts from the untrained policy.
+- `shaping` and `format` compare rewards on dev.jsonl, at an equal budget of sampled tokens, and record the
+  symptoms that the doctor finds. `shaping` also measures `refill`. It continues from the warm start of `few
+  solutions` with seed 0, with which few answers are right. `format` starts from the untrained policy.
 
 `word_problems_plot.py` prints and draws the results. All files are written to `--output`. Complete runs are
 not repeated, even if the options have changed; delete the directory of a run to repeat it. To use one core
@@ -86,16 +86,9 @@ PAIRS = (  # methods that are compared with each other
 # one policy-gradient update with a learning rate that leaves all weights unchanged
 NO_UPDATE = ("training.num_updates=1", "training.learning_rate=1e-30", "reinforce.problems_per_update=2")
 REWARDS = "rewards=[{function: correct_answer}, {function: %s}]"
-SETTINGS = {  # changes of the recipe's settings
-    "unchanged": [],
-    "learning rate 3e-5": ["training.learning_rate=3e-5"],
-    "LoRA": ["policy.lora={rank: 16, alpha: 32}", "training.learning_rate=1e-4"],
-    "16 problems": ["reinforce.problems_per_update=16"],
-    "refill": ["reinforce.refill=1"],
-    "curriculum": ["reinforce.curriculum={}"],
-}
-SHAPING = {  # rewards that are added to the reward for a right answer
+SHAPING = {  # changes of the recipe: rewards that are added to the reward for a right answer, and `refill`
     "right answer": [],
+    "refill": ["reinforce.refill=1"],
     "concise": [REWARDS % "conciseness, weight: 0.5, arguments: {max_tokens: 48}"],
     "right steps": [REWARDS % "intermediate_steps, weight: 0.2"],
     "right steps, weight 1": [REWARDS % "intermediate_steps, weight: 1, arguments: {wrong: 0}"],
@@ -197,7 +190,7 @@ def settings_of(options: argparse.Namespace, method: str) -> list[str]:
         few = [f"training.warm_start.data={few_solutions(options)}", "training.warm_start.num_updates=20"]
         few += ["training.num_updates=200", "evaluation.every=100"]
     # the only checkpoints are the one after the warm start, which is needed later, and the last one
-    return ["training.checkpoint_every=null", "training.num_checkpoints_kept=2", *few, *options.set]
+    return ["training.checkpoint_every=null", *few, *options.set]
 
 
 def few_solutions(options: argparse.Namespace) -> Path:
@@ -349,11 +342,12 @@ def compare_variants(options: argparse.Namespace, part: str, variants: dict[str,
     """Train variants of the recipe at an equal budget of sampled tokens, and diagnose each run."""
     shared = [each for each in options.set if not each.startswith("training.num_updates")]
     shared += ["training.warm_start=null", "training.schedule=constant_with_warmup"]
-    shared.append(f"seed={options.seeds[0]}")
+    shared += ["training.checkpoint_every=null", f"seed={options.seeds[0]}"]
     if part == "format":
         shared += [f"policy.name_or_path={options.policy}", f"problems.template={json.dumps(WITH_HASHES)}"]
     else:
-        shared.append(f"policy.name_or_path={save_warm_start(options, 'warm start', 0)}")
+        start = save_warm_start(options, "few solutions, warm start", 0)
+        shared.append(f"policy.name_or_path={start}")
     folder = options.output / part
     compared = compare(
         RECIPE,
@@ -387,7 +381,6 @@ def main() -> None:
     """Read the arguments of the command line, and run a part."""
     parts: dict[str, Callable[[argparse.Namespace], None]] = {
         **{each.__name__: each for each in (base, gains)},
-        "settings": partial(compare_variants, part="settings", variants=SETTINGS),
         "shaping": partial(compare_variants, part="shaping", variants=SHAPING),
         "format": partial(compare_variants, part="format", variants=FORMAT),
     }

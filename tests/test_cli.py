@@ -701,13 +701,30 @@ def test_killed_evaluation_is_continued(
 
 
 def test_evaluate_warns_about_training_problems(finished: Path, tmp_path: Path) -> None:
-    trained = [f"{a}+{b}" for a in range(10) for b in range(10)]
-    data = tmp_path / "sums.jsonl"
-    data.write_text("".join(f'{{"prompt": "{sum}=", "answer": "{eval(sum)}"}}\n' for sum in trained))
+    data = all_sums(tmp_path / "sums.jsonl", "answer")
     result = command("evaluate", "--policy", str(finished), "--data", str(data), "--json")
     assert result.exit_code == 0, result.output
     assert "90 of 100 evaluated problems are also training problems" in result.stderr
     assert json.loads(result.stdout)["overlap"] == {"same": 90, "masked": 0, "evaluated": 100}
+
+
+def test_demonstrations_of_evaluated_problems_are_reported(tmp_path: Path) -> None:
+    demonstrations = all_sums(tmp_path / "demonstrations.jsonl", "completion", before="Q:")
+    warm_start = f"training.warm_start={{data: {demonstrations}, epochs: 1}}"
+    result = command("train", "tiny.yaml", "--set", warm_start, "--set", "training.num_updates=1")
+    assert result.exit_code == 0, result.output
+    assert "training.warm_start.data: 10 of 10 evaluated problems are also training" in result.stdout
+    data = all_sums(tmp_path / "sums.jsonl", "answer")
+    result = command("evaluate", "--policy", "runs/tiny", "--data", str(data), "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["overlap"] == {"same": 100, "masked": 0, "evaluated": 100}
+
+
+def all_sums(path: Path, column: str, before: str = "") -> Path:
+    """Write the 100 sums of two digits with their results in a column, and return the path of the file."""
+    rows = [{"prompt": f"{before}{a}+{b}=", column: str(a + b)} for a in range(10) for b in range(10)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
 
 
 def test_evaluate_lists_rejected_reference_answers(finished: Path, tmp_path: Path) -> None:

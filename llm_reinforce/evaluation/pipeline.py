@@ -33,6 +33,7 @@ from llm_reinforce.policy import (
 )
 from llm_reinforce.problems import (
     Problem,
+    demonstrations_from_config,
     examples_before,
     find_overlap,
     find_problems,
@@ -235,13 +236,18 @@ def _summaries(changes: Changes) -> dict[str, Any]:
 
 
 def _training_problems(recipes: Sequence[Config | None], say: Say) -> list[Problem]:
-    """Return the training problems of the policies' runs. Unreadable problems are reported by `say`."""
+    """Return the problems and demonstrations that the policies were trained on.
+
+    Unreadable ones are reported by `say`.
+    """
     problems: list[Problem] = []
     for number, recipe in enumerate(recipes):
         if recipe is None or recipe in recipes[:number]:
             continue
         try:
             problems += untemplated_problems(recipe).train
+            template = recipe.problems.template
+            problems += [each.without_template(template) for each in demonstrations_from_config(recipe)]
         except InputError as error:
             say(
                 "can't check whether evaluated problems are training problems, because the training problems "

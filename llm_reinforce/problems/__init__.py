@@ -2,6 +2,7 @@
 
 from llm_reinforce.problems.assembly import (
     GivenProblems,
+    demonstrations_from_config,
     in_template,
     problems_from_config,
     read_data,
@@ -37,6 +38,7 @@ __all__ = [
     "Overlap",
     "Problem",
     "ProblemSplit",
+    "demonstrations_from_config",
     "examples_before",
     "find_overlap",
     "find_problems",

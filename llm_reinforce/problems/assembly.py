@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from llm_reinforce.data_sets import DEFAULT_SPLIT, MAX_HELD_OUT
 from llm_reinforce.errors import InputError, errors_in
+from llm_reinforce.problems.demonstrations import read_demonstrations
 from llm_reinforce.problems.few_shot import examples_before
 from llm_reinforce.problems.generators import generate_problems
 from llm_reinforce.problems.lookup import find_problems, is_file_name, reads_split
@@ -42,7 +43,8 @@ def problems_from_config(
     """Return training and held-out problems, with their prompts inserted into the templates of the settings.
 
     Training problems that are also in the held-out source are left out. If no training problem would remain,
-    all training problems are kept. In both cases, `say` is called with a message.
+    all training problems are kept. In both cases, `say` is called with a message. It is also called with a
+    message if demonstrations of the warm start are equal or similar to held-out problems.
 
     Args:
         config: settings of the run.
@@ -55,6 +57,10 @@ def problems_from_config(
     """
     with errors_in("problems"):
         split = untemplated_problems(config, say, given)
+    demonstrations = demonstrations_from_config(config)
+    demonstrated = [each.without_template(config.problems.template) for each in demonstrations]
+    for sentence in find_overlap(demonstrated, split.held_out).sentences():
+        say(f"training.warm_start.data: {sentence}")
     template = config.evaluation.template or config.problems.template
     examples = ""
     if config.evaluation.few_shot:
@@ -69,7 +75,21 @@ def problems_from_config(
     return ProblemSplit(
         in_template(with_all_columns(split.train), config.problems.template),
         in_template(split.held_out, template, examples),
+        demonstrations,
     )
+
+
+def demonstrations_from_config(config: "Config") -> tuple[Problem, ...]:
+    """Return the demonstrations of the warm start; empty if the warm start uses the training problems.
+
+    Raises:
+        InputError: if the demonstrations cannot be read.
+    """
+    warm_start = config.training.warm_start
+    if warm_start is None or warm_start.data is None:
+        return ()
+    with errors_in("training.warm_start.data"):
+        return read_demonstrations(warm_start.data)
 
 
 def untemplated_problems(

@@ -1,6 +1,6 @@
 """The class `Problem`, and the verification of a completion."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -57,11 +57,23 @@ class Problem:
             template: text in which `{prompt}` is replaced by the original prompt.
             before: text that is placed before the template, such as worked examples.
         """
+        return self._changed(lambda text: before + template.replace("{prompt}", text))
+
+    def without_template(self, template: str) -> "Problem":
+        """Return a copy of the problem without the text of a template at the start and end of its prompt.
+
+        >>> Problem("Add: 1+2=").without_template("Add: {prompt}").prompt
+        '1+2='
+        """
+        start, _, end = template.partition("{prompt}")
+        return self._changed(lambda text: text.removeprefix(start).removesuffix(end))
+
+    def _changed(self, change: Callable[[str], str]) -> "Problem":
+        """Return a copy of the problem with a changed prompt or, if it is a chat, a changed last message."""
         if not self.messages:
-            return replace(self, prompt=before + template.replace("{prompt}", self.prompt))
+            return replace(self, prompt=change(self.prompt))
         *others, last = self.messages
-        content = before + template.replace("{prompt}", last["content"])
-        messages = (*others, {**last, "content": content})
+        messages = (*others, {**last, "content": change(last["content"])})
         return replace(self, messages=messages, prompt=chat_text(messages))
 
 

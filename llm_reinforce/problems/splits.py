@@ -20,10 +20,18 @@ def default_num_held_out(num_problems: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class ProblemSplit:
-    """Training problems, and held-out problems that are never trained on."""
+    """Training problems, and held-out problems that are never trained on.
+
+    Attributes:
+        train: training problems.
+        held_out: held-out problems.
+        demonstrations: worked solutions in `training.warm_start.data`; empty if the warm start uses the
+            training problems.
+    """
 
     train: tuple[Problem, ...]
     held_out: tuple[Problem, ...]
+    demonstrations: tuple[Problem, ...] = ()
 
 
 def divide_groups(

@@ -21,10 +21,8 @@ from llm_reinforce.policy import (
 )
 from llm_reinforce.problems import (
     GivenProblems,
-    Problem,
     ProblemSplit,
     problems_from_config,
-    read_demonstrations,
 )
 from llm_reinforce.rewards import WeightedReward, check_rewards, reward_from_config
 from llm_reinforce.runs import RunDirectory
@@ -79,9 +77,8 @@ def build_loop(
             own or reward_from_config(settings) for own, settings in zip(given, config.rewards, strict=True)
         )
         check_rewards(functions, split.train)
-    demonstrations = _read_demonstrations(config)
     if config.policy.random_init is not None:
-        has_warm_start = config.training.warm_start is not None and not demonstrations
+        has_warm_start = config.training.warm_start is not None and not split.demonstrations
         _check_alphabet(config.policy.random_init, split, has_warm_start, display.say)
     display.say(f"problems: {len(split.train):,} to train on, {len(split.held_out):,} held out")
     if policy is None:
@@ -93,7 +90,7 @@ def build_loop(
         notes += check_prompts(policy, part)
     if config.training.warm_start is not None:
         with errors_in("training.warm_start"):
-            examples = demonstrations or split.train
+            examples = split.demonstrations or split.train
             targets = [policy.encode_completion(target_of(problem)) for problem in examples]
             check_completions_fit(policy, examples, targets)
     if split.train:
@@ -116,7 +113,7 @@ def build_loop(
         sampling=config.sampling,
         held_out=split.held_out,
         evaluation=config.evaluation,
-        demonstrations=demonstrations,
+        demonstrations=split.demonstrations,
         run_directory=run_directory,
         display=display,
         seed=config.seed,
@@ -149,19 +146,6 @@ def server_from_config(config: Config) -> SamplingServer | None:
     is_half = config.policy.dtype != "float32" or config.training.mixed_precision != "no"
     temperature = config.sampling.temperature
     return SamplingServer(settings, temperature=temperature, is_half=is_half, directory=directory)
-
-
-def _read_demonstrations(config: Config) -> tuple[Problem, ...]:
-    """Return the demonstrations of the warm start; empty if the warm start uses the training problems.
-
-    Raises:
-        InputError: if the demonstrations cannot be read.
-    """
-    warm_start = config.training.warm_start
-    if warm_start is None or warm_start.data is None:
-        return ()
-    with errors_in("training.warm_start.data"):
-        return read_demonstrations(warm_start.data)
 
 
 def _check_alphabet(

@@ -400,6 +400,9 @@ def test_checking_text_files_imports_no_large_library() -> None:
 
 
 def test_problem_in_a_template_keeps_its_other_messages() -> None:
-    problem = Problem("1+1?", "2", messages=(SYSTEM, USER)).in_template("Q: {prompt}", "Examples. ")
+    chat = Problem("1+1?", "2", messages=(SYSTEM, USER))
+    problem = chat.in_template("Q: {prompt}", "Examples. ")
     assert problem.messages == (SYSTEM, {"role": "user", "content": "Examples. Q: 1+1?"})
     assert problem.prompt == "Examples. Q: 1+1?"
+    assert problem.without_template("Examples. Q: {prompt}") == chat
+    assert chat.without_template("Q: {prompt}") == chat

@@ -88,10 +88,10 @@ NO_UPDATE = ("training.num_updates=1", "training.learning_rate=1e-30", "reinforc
 REWARDS = "rewards=[{function: correct_answer}, {function: %s}]"
 SHAPING = {  # changes of the recipe: rewards that are added to the reward for a right answer, and `refill`
     "right answer": [],
-    "refill": ["reinforce.refill=1"],
-    "concise": [REWARDS % "conciseness, weight: 0.5, arguments: {max_tokens: 48}"],
     "right steps": [REWARDS % "intermediate_steps, weight: 0.2"],
     "right steps, weight 1": [REWARDS % "intermediate_steps, weight: 1, arguments: {wrong: 0}"],
+    "concise": [REWARDS % "conciseness, weight: 0.5, arguments: {max_tokens: 48}"],
+    "refill": ["reinforce.refill=1"],
 }
 FORMAT = {"right answer": [], "format": [REWARDS % "answer_format, weight: 0.2"]}
 LOGGED = ("update", "reward", "accuracy", "entropy", "completions/mean_length", "num_tokens", "step_time")

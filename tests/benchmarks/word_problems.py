@@ -69,6 +69,7 @@ METHODS = {
     "warm start": "the warm start of the recipe's run, without its policy-gradient updates",
     "few solutions": "the recipe with only 64 worked solutions, a shorter warm start, and more updates",
     "few solutions, warm start": "the warm start of the run above, without its policy-gradient updates",
+    "few solutions, supervised": "supervised updates on the same 64 worked solutions, at least as long",
     "no warm start": "the recipe without its warm start, with the most accurate template",
     "supervised": "supervised updates, for about as long as the recipe's run",
     "trl": "the GRPO trainer of TRL, for as long as the recipe's run, with the most accurate template",
@@ -78,6 +79,7 @@ STARTS = {"warm start": "recipe", "few solutions, warm start": "few solutions"} 
 PAIRS = (  # methods that are compared with each other
     ("warm start", "recipe"),
     ("few solutions, warm start", "few solutions"),
+    ("few solutions, supervised", "few solutions"),
     ("warm start", "warm start, trl"),
     ("warm start, trl", "recipe"),
     ("supervised", "recipe"),
@@ -183,12 +185,11 @@ def settings_of(options: argparse.Namespace, method: str) -> list[str]:
         no_start = [each for each in options.set if "warm_start" not in each]
         template = prompting(options, method)["template"]
         return [f"problems.template={json.dumps(template)}", "training.warm_start=null", *no_start]
-    if method == "supervised":
-        return [*NO_UPDATE, f"training.warm_start.num_updates={options.supervised_updates}"]
-    few = []
-    if method == "few solutions":
-        few = [f"training.warm_start.data={few_solutions(options)}", "training.warm_start.num_updates=20"]
-        few += ["training.num_updates=200", "evaluation.every=100"]
+    few = [f"training.warm_start.data={few_solutions(options)}"] if method.startswith("few") else []
+    if method.endswith("supervised"):
+        return [*NO_UPDATE, f"training.warm_start.num_updates={options.supervised_updates}", *few]
+    if few:
+        few += ["training.warm_start.num_updates=20", "training.num_updates=200", "evaluation.every=100"]
     # the only checkpoints are the one after the warm start, which is needed later, and the last one
     return ["training.checkpoint_every=null", *few, *options.set]
 

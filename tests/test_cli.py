@@ -718,10 +718,14 @@ def test_demonstrations_of_evaluated_problems_are_reported(tmp_path: Path) -> No
     result = command("evaluate", "--policy", "runs/tiny", "--data", str(data), "--json")
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["overlap"] == {"same": 100, "masked": 0, "evaluated": 100}
+    demonstrations.unlink()
+    result = command("evaluate", "--policy", "runs/tiny", "--data", str(data), "--json")
+    assert "can't check whether evaluated problems are demonstrations of the run, because" in result.stderr
+    assert json.loads(result.stdout)["overlap"] == {"same": 90, "masked": 0, "evaluated": 100}
 
 
 def all_sums(path: Path, column: str, before: str = "") -> Path:
-    """Write the 100 sums of two digits with their results in a column, and return the path of the file."""
+    """Write all sums of two one-digit numbers with their results in a column, and return the path."""
     rows = [{"prompt": f"{before}{a}+{b}=", column: str(a + b)} for a in range(10) for b in range(10)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path

@@ -44,6 +44,7 @@ from llm_reinforce.problems import (
     untemplated_problems,
     usual_stop,
     usual_template,
+    without_template,
 )
 from llm_reinforce.processes import num_processes
 from llm_reinforce.verifier import find_doubts
@@ -153,8 +154,8 @@ class DataSet:
         num_available: number of problems in the whole data set.
         template: prompt template, with `{prompt}` in place of the problem.
         stop: strings at which a completion is cut.
-        overlap: number of problems that are also training problems of the policies' runs, for each kind of
-            overlap; empty if no training problems are known.
+        overlap: number of problems that are also training problems or demonstrations of the policies' runs,
+            for each kind of overlap; empty if none of these are known.
     """
 
     name: str
@@ -244,16 +245,23 @@ def _training_problems(recipes: Sequence[Config | None], say: Say) -> list[Probl
     for number, recipe in enumerate(recipes):
         if recipe is None or recipe in recipes[:number]:
             continue
-        try:
-            problems += untemplated_problems(recipe).train
-            template = recipe.problems.template
-            problems += [each.without_template(template) for each in demonstrations_from_config(recipe)]
-        except InputError as error:
-            say(
-                "can't check whether evaluated problems are training problems, because the training problems "
-                f"of the run can't be read: {error}"
-            )
+        for what, read in (("training problems", _own_problems), ("demonstrations", _own_demonstrations)):
+            try:
+                problems += read(recipe)
+            except InputError as error:
+                say(
+                    f"can't check whether evaluated problems are {what} of the run, because these can't be "
+                    f"read: {error}"
+                )
     return problems
+
+
+def _own_problems(recipe: Config) -> Sequence[Problem]:
+    return untemplated_problems(recipe).train
+
+
+def _own_demonstrations(recipe: Config) -> Sequence[Problem]:
+    return without_template(demonstrations_from_config(recipe), recipe.problems.template)
 
 
 def _read_set(request: EvaluationRequest, source: Any, trained_on: Sequence[Problem], say: Say) -> DataSet:

@@ -7,6 +7,7 @@ from llm_reinforce.problems.assembly import (
     problems_from_config,
     read_data,
     untemplated_problems,
+    without_template,
 )
 from llm_reinforce.problems.demonstrations import read_demonstrations
 from llm_reinforce.problems.few_shot import examples_before
@@ -61,5 +62,6 @@ __all__ = [
     "untemplated_problems",
     "usual_stop",
     "usual_template",
+    "without_template",
     "write_problems",
 ]

@@ -58,7 +58,7 @@ def problems_from_config(
     with errors_in("problems"):
         split = untemplated_problems(config, say, given)
     demonstrations = demonstrations_from_config(config)
-    demonstrated = [each.without_template(config.problems.template) for each in demonstrations]
+    demonstrated = without_template(demonstrations, config.problems.template)
     for sentence in find_overlap(demonstrated, split.held_out).sentences():
         say(f"training.warm_start.data: {sentence}")
     template = config.evaluation.template or config.problems.template
@@ -180,6 +180,11 @@ def read_data(
 def in_template(problems: Iterable[Problem], template: str, before: str = "") -> tuple[Problem, ...]:
     """Return copies of the problems whose prompts are inserted into a template; see `Problem.in_template`."""
     return tuple(problem.in_template(template, before) for problem in problems)
+
+
+def without_template(problems: Iterable[Problem], template: str) -> tuple[Problem, ...]:
+    """Return copies of the problems without the text of a template; see `Problem.without_template`."""
+    return tuple(problem.without_template(template) for problem in problems)
 
 
 def _without_overlap(

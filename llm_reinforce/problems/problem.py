@@ -1,5 +1,6 @@
 """The class `Problem`, and the verification of a completion."""
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -60,13 +61,16 @@ class Problem:
         return self._changed(lambda text: before + template.replace("{prompt}", text))
 
     def without_template(self, template: str) -> "Problem":
-        """Return a copy of the problem without the text of a template at the start and end of its prompt.
+        """Return a copy of the problem without the text of a template; the opposite of `in_template`.
+
+        A prompt that is not in the template is unchanged.
 
         >>> Problem("Add: 1+2=").without_template("Add: {prompt}").prompt
         '1+2='
         """
-        start, _, end = template.partition("{prompt}")
-        return self._changed(lambda text: text.removeprefix(start).removesuffix(end))
+        start, end, *others = map(re.escape, template.split("{prompt}"))
+        pattern = re.compile(start + "(.*)" + r"\1".join([end, *others]), re.DOTALL)
+        return self._changed(lambda text: found[1] if (found := pattern.fullmatch(text)) else text)
 
     def _changed(self, change: Callable[[str], str]) -> "Problem":
         """Return a copy of the problem with a changed prompt or, if it is a chat, a changed last message."""

@@ -20,13 +20,13 @@ def default_num_held_out(num_problems: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class ProblemSplit:
-    """Training problems, and held-out problems that are never trained on.
+    """Training problems and held-out problems.
 
     Attributes:
         train: training problems.
-        held_out: held-out problems.
-        demonstrations: worked solutions in `training.warm_start.data`; empty if the warm start uses the
-            training problems.
+        held_out: problems that are never trained on.
+        demonstrations: for a split of `problems_from_config`, the worked solutions in
+            `training.warm_start.data`. Empty if there is no such data.
     """
 
     train: tuple[Problem, ...]

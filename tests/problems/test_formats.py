@@ -406,3 +406,11 @@ def test_problem_in_a_template_keeps_its_other_messages() -> None:
     assert problem.prompt == "Examples. Q: 1+1?"
     assert problem.without_template("Examples. Q: {prompt}") == chat
     assert chat.without_template("Q: {prompt}") == chat
+
+
+@pytest.mark.parametrize(
+    "template", ["{prompt}", "Q: {prompt}\nA:", "{prompt} Repeat: {prompt}", "(?) {prompt} [1]"]
+)
+def test_template_is_removed_from_a_prompt(template: str) -> None:
+    problem = Problem("One\nand two?", "2")
+    assert problem.in_template(template).without_template(template) == problem

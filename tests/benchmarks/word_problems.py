@@ -6,22 +6,24 @@ are:
 - `base` measures the policy before training. It compares prompt templates on dev.jsonl, which contains no
   test problems, with two limits of the number of new tokens: 256 and the limit of the recipe. It then
   measures the greedy and the sampled accuracy on test problems with the most accurate template.
-- `gains` trains with each method and seed, measures the accuracy on dev.jsonl and on the test problems, and
-  compares it with the accuracy before training and between methods. `--help` explains the methods. The
-  methods of TRL need the extra `trl`. `gains` needs the results of `base`.
+- `train` trains with each method and seed. `--help` explains the methods. The methods of TRL need the extra
+  `trl`, and the results of `base`.
+- `gains` measures the accuracy of all complete runs of `train` on dev.jsonl and on the test problems, and
+  compares it with the accuracy before training and between methods. It needs the results of `base`.
 - `shaping` and `format` compare rewards on dev.jsonl, at an equal budget of sampled tokens, and record the
   symptoms that the doctor finds. `shaping` also measures `refill`. It continues from the warm start of `few
   solutions` with seed 0, with which few answers are right. `format` starts from the untrained policy.
 
 `word_problems_plot.py` prints and draws the results. All files are written to `--output`. Complete runs are
 not repeated, even if the options have changed; delete the directory of a run to repeat it. To use one core
-for each seed, start `gains` several times with different `--seeds`. A quick trial of `gains` is `--problems 4
---supervised-updates 2 --set training.num_updates=2 --set training.warm_start.num_updates=2 --set
-evaluation.every=2`, with an `--output` of its own.
+for each seed, start `train` several times with different `--seeds`. For a quick trial of `train`, give
+`--supervised-updates 2 --set training.num_updates=2 --set training.warm_start.num_updates=2 --set
+evaluation.every=2` and an `--output` of its own, and for one of `gains` also `--problems 4`.
 """
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 import time
@@ -29,6 +31,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib.util import find_spec
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +48,7 @@ from llm_reinforce import (
 )
 from llm_reinforce.durable_files import write_whole
 from llm_reinforce.evaluation import KINDS, kind_of_failure
-from llm_reinforce.evaluation.intervals import difference_interval
+from llm_reinforce.evaluation.intervals import difference_interval, share_interval
 from llm_reinforce.policy.fetched_models import fetched_directory
 
 RECIPE, DATA = "smollm2_word_problems", Path("word_problems")
@@ -64,6 +67,7 @@ EVALUATED = ("dev", *TESTS)  # problems on which all trained policies are evalua
 NUM_SAMPLED = 50  # number of problems with eight sampled completions
 NUM_GSM8K = 200  # number of problems of GSM8K, on which no method is evaluated
 NUM_FEW = 64  # number of worked solutions in `few solutions`
+SIMILAR = 0.9  # share of common words above which two problems are called similar
 METHODS = {
     "recipe": "the recipe",
     "warm start": "the warm start of the recipe's run, without its policy-gradient updates",
@@ -96,7 +100,16 @@ SHAPING = {  # changes of the recipe: rewards that are added to the reward for a
     "refill": ["reinforce.refill=1"],
 }
 FORMAT = {"right answer": [], "format": [REWARDS % "answer_format, weight: 0.2"]}
-LOGGED = ("update", "reward", "accuracy", "entropy", "completions/mean_length", "num_tokens", "step_time")
+LOGGED = (  # metrics of each update that are kept
+    "update",
+    "reward",
+    "accuracy",
+    "frac_reward_zero_std",
+    "entropy",
+    "completions/mean_length",
+    "num_tokens",
+    "step_time",
+)
 
 
 def base(options: argparse.Namespace) -> None:
@@ -155,21 +168,27 @@ def measured(options: argparse.Namespace, name: str, policy: str, data: str, **s
     )
 
 
-def gains(options: argparse.Namespace) -> None:
-    """Train with the methods and seeds, and evaluate all complete runs in the output directory."""
+def train_all(options: argparse.Namespace) -> None:
+    """Train with the methods and seeds."""
     for seed in options.seeds:
         for method in options.methods:
             train(options, method, seed)
+
+
+def gains(options: argparse.Namespace) -> None:
+    """Evaluate all complete runs in the output directory, and compare them."""
     found = dict(evaluations(options))
+    similar = {data: is_similar(data)[: options.problems] for data in EVALUATED}
     rows = []
     for (method, seed, data), after in found.items():
         before = measured_before(options, method, data)
         seconds = options.output / method / f"seed-{seed}" / "seconds.json"
         row = {"method": method, "seed": seed, "data": data, "accuracy": after.summary()}
         row["seconds"] = json.loads(seconds.read_text()) if seconds.exists() else None
+        row["parts"] = {part: accuracy(after, kept) for part, kept in parts(similar[data]).items()}
         rows.append({**row, "change": change(before, after)})
     write_json(options.output / "gains.json", rows)
-    write_json(options.output / "pairs.json", list(pairs(found)))
+    write_json(options.output / "pairs.json", list(pairs(found, similar)))
     write_json(options.output / "curves.json", list(curves(options)))
 
 
@@ -284,14 +303,41 @@ def complete_runs(options: argparse.Namespace) -> Iterator[tuple[str, int, Path]
                 yield method, int(run.name.removeprefix("seed-")), run
 
 
+def is_similar(data: str) -> list[bool]:
+    """Return for each problem of a data set if at least one training problem is similar to it.
+
+    Two problems are similar if at least `SIMILAR` of all words in the two problems are in both of them.
+    Numbers and repetitions of words are not counted.
+    """
+    train, evaluated = (
+        [set(re.findall("[a-z]+", row["prompt"].lower())) for row in read_rows(DATA / f"{name}.jsonl")]
+        for name in ("train", data)
+    )
+    return [any(len(one & other) >= SIMILAR * len(one | other) for other in train) for one in evaluated]
+
+
+def parts(similar: Sequence[bool]) -> dict[str, list[bool]]:
+    """Return which problems are in each part: those that are similar to training problems, and the others."""
+    found = {"similar": list(similar), "other": [not each for each in similar]}
+    return {part: kept for part, kept in found.items() if any(kept)}
+
+
+def accuracy(evaluation: Evaluation, kept: Sequence[bool]) -> dict[str, Any]:
+    """Return the greedy accuracy on the kept problems, with its interval."""
+    rights = [float(answer.correct) for (answer,) in compress(evaluation.answers, kept)]
+    return {"total": len(rights), "accuracy": sum(rights) / len(rights), "interval": share_interval(rights)}
+
+
 def change(before: Evaluation, after: Evaluation) -> dict[str, Any]:
     """Return the difference between two accuracies, and its parts."""
     found = compare_evaluations(before, after)["accuracy"].summary()
     return {key: found[key] for key in ("before", "after", "difference", "interval", "p_value", "parts")}
 
 
-def pairs(found: dict[tuple[str, int, str], Evaluation]) -> Iterator[dict[str, Any]]:
-    """Yield the differences between two methods for each seed, and their mean."""
+def pairs(
+    found: dict[tuple[str, int, str], Evaluation], similar: dict[str, list[bool]]
+) -> Iterator[dict[str, Any]]:
+    """Yield the differences between two methods, for each seed and in the mean, also on parts of the data."""
     for first, second in PAIRS:
         for data in EVALUATED:
             both = {
@@ -301,15 +347,19 @@ def pairs(found: dict[tuple[str, int, str], Evaluation]) -> Iterator[dict[str, A
             }
             if both:
                 changes = [{"seed": seed, **change(*each)} for seed, each in both.items()]
-                mean = mean_change(list(both.values()))
-                yield {"first": first, "second": second, "data": data, "changes": changes, "mean": mean}
+                kept = {"mean": [True] * len(similar[data]), **parts(similar[data])}
+                means = {name: mean_change(list(both.values()), each) for name, each in kept.items()}
+                yield {"first": first, "second": second, "data": data, "changes": changes, **means}
 
 
-def mean_change(both: Sequence[tuple[Evaluation, Evaluation]]) -> dict[str, Any]:
-    """Return the mean difference in accuracy over seeds. Its interval covers the choice of the problems."""
+def mean_change(both: Sequence[tuple[Evaluation, Evaluation]], kept: Sequence[bool]) -> dict[str, Any]:
+    """Return the mean difference in accuracy over seeds, on the kept problems.
+
+    Its interval covers the choice of the problems.
+    """
     rights = [[[float(answer.correct) for (answer,) in each.answers] for each in pair] for pair in both]
     differences = [[new - old for old, new in zip(*pair, strict=True)] for pair in rights]
-    means = [sum(each) / len(both) for each in zip(*differences, strict=True)]
+    means = [sum(each) / len(both) for each in compress(zip(*differences, strict=True), kept)]
     return {"difference": sum(means) / len(means), "interval": list(difference_interval(means))}
 
 
@@ -380,8 +430,10 @@ def write_json(path: Path, value: object) -> None:
 
 def main() -> None:
     """Read the arguments of the command line, and run a part."""
-    parts: dict[str, Callable[[argparse.Namespace], None]] = {
-        **{each.__name__: each for each in (base, gains)},
+    measurements: dict[str, Callable[[argparse.Namespace], None]] = {
+        "base": base,
+        "train": train_all,
+        "gains": gains,
         "shaping": partial(compare_variants, part="shaping", variants=SHAPING),
         "format": partial(compare_variants, part="format", variants=FORMAT),
     }
@@ -390,14 +442,14 @@ def main() -> None:
         epilog="methods:\n" + "\n".join(f"  {name}: {text}" for name, text in METHODS.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("part", choices=parts)
+    parser.add_argument("part", choices=measurements)
     parser.add_argument(
         "--output", type=Path, default=Path("runs/word_problems"), help="directory of the results"
     )
     parser.add_argument("--policy", default="smollm2-135m", help="policy before training")
     parser.add_argument("--gsm8k", default="gsm8k", help="test problems of GSM8K, as a file or a data set")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of the runs")
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS, help="methods of `gains`")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS, help="methods of `train`")
     parser.add_argument(
         "--supervised-updates", type=int, default=224, help="updates of supervised training with 16 solutions"
     )
@@ -407,7 +459,9 @@ def main() -> None:
     parser.add_argument("--problems", type=int, help="evaluate the first problems only")
     parser.add_argument("--set", action="append", default=[], help="change a setting of the recipe")
     options = parser.parse_args()
-    parts[options.part](options)
+    if options.seeds != list(range(options.seeds[0], options.seeds[0] + len(options.seeds))):
+        parser.error("--seeds: should be consecutive, such as 0 1 2")
+    measurements[options.part](options)
 
 
 if __name__ == "__main__":

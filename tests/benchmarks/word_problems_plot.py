@@ -42,6 +42,7 @@ def tables(results: Mapping[str, Any]) -> dict[str, str]:
         "before training": before_table(before),
         "gains": gains_table([row for row in results["gains"] if row["method"] == "recipe"]),
         "methods": methods_table(results["gains"]),
+        "similar": similar_table([row for row in results["gains"] if row["data"] != "dev"]),
         "pairs": pairs_table(results["pairs"]),
     }
     variants = [name for name in ("shaping", "format") if name in results]
@@ -108,12 +109,9 @@ def gains_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def methods_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return the accuracy after training with each method and seed."""
-    by_run: dict[tuple[str, int], dict[str, Any]] = {}
-    for row in rows:
-        by_run.setdefault((row["method"], row["seed"]), {})[row["data"]] = row
     sets = list(dict.fromkeys(row["data"] for row in rows))
     cells = []
-    for (method, seed), found in by_run.items():
+    for (method, seed), found in by_run(rows).items():
         seconds = found[sets[0]]["seconds"]
         minutes = "" if seconds is None else f"{seconds / 60:.0f}"
         accuracy = [found[data]["accuracy"] for data in sets]
@@ -122,18 +120,49 @@ def methods_table(rows: Sequence[Mapping[str, Any]]) -> str:
     return markdown(["method", "seed", "minutes", *(NAMES[data] for data in sets)], cells)
 
 
+def by_run(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, int], dict[str, Mapping[str, Any]]]:
+    """Return the rows by (method, seed), then by data set."""
+    found: dict[tuple[str, int], dict[str, Mapping[str, Any]]] = {}
+    for row in rows:
+        found.setdefault((row["method"], row["seed"]), {})[row["data"]] = row
+    return found
+
+
+def similar_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the accuracy on problems that are similar to training problems, and on the others."""
+    first = {row["data"]: row["parts"] for row in rows}
+    head = [
+        f"{NAMES[data]}, {each['total']} {part}"
+        for data, parts in first.items()
+        for part, each in parts.items()
+    ]
+    cells = [
+        [method, str(seed)]
+        + [
+            shown_accuracy(each["accuracy"], each["interval"])
+            for row in found.values()
+            for each in row["parts"].values()
+        ]
+        for (method, seed), found in by_run(rows).items()
+    ]
+    return markdown(["method", "seed", *head], cells)
+
+
 def pairs_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return the differences in accuracy between two methods, for each seed and in the mean."""
     cells = [
         [
             f"{row['first']} → {row['second']}",
             NAMES[row["data"]],
-            "; ".join(f"{PERCENT * change['difference']:+.1f}" for change in row["changes"]),
-            points(row["mean"]),
+            "; ".join(
+                f"{change['seed']}: {PERCENT * change['difference']:+.1f}" for change in row["changes"]
+            ),
+            *(points(row[part]) for part in ("mean", "similar", "other")),
         ]
         for row in rows
     ]
-    return markdown(["methods", "problems", "difference of each seed", "mean difference"], cells)
+    head = ["methods", "problems", "difference of each seed", "mean difference", "similar", "other"]
+    return markdown(head, cells)
 
 
 def variants_table(runs: Sequence[Mapping[str, Any]]) -> str:
@@ -176,7 +205,9 @@ def plot_gains(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
             value, (low, high) = row["accuracy"]["accuracy"], row["accuracy"]["interval"]
             place = names.index(row["method"]) + 0.15 * row["seed"]
             bars = [[PERCENT * (value - low)], [PERCENT * (high - value)]]
-            axis.errorbar(place, PERCENT * value, bars, fmt="o", color=STYLES[0].color, capsize=2)
+            style = STYLES[row["seed"] % len(STYLES)]
+            label = f"seed {row['seed']}" if row["method"] == names[0] else None
+            axis.errorbar(place, PERCENT * value, bars, fmt="o", color=style.color, capsize=2, label=label)
         axis.set_xticks([each + 0.15 for each in range(len(names))], names, rotation=30, ha="right")
         axis.set_title(NAMES[data])
     axes[0].set_ylabel("greedy accuracy (%)")

@@ -179,23 +179,18 @@ def gains(options: argparse.Namespace) -> None:
     """Evaluate all complete runs in the output directory, and compare them."""
     found = dict(evaluations(options))
     similar = {data: is_similar(data)[: options.problems] for data in EVALUATED}
+    settings = most_accurate(base_rows(options), BASE_LENGTH)
+    first = {data: measured(options, "base-greedy", options.policy, data, **settings) for data in EVALUATED}
     rows = []
     for (method, seed, data), after in found.items():
-        before = measured_before(options, method, data)
         seconds = options.output / method / f"seed-{seed}" / "seconds.json"
         row = {"method": method, "seed": seed, "data": data, "accuracy": after.summary()}
         row["seconds"] = json.loads(seconds.read_text()) if seconds.exists() else None
         row["parts"] = {part: accuracy(after, kept) for part, kept in parts(similar[data]).items()}
-        rows.append({**row, "change": change(before, after)})
+        rows.append({**row, "change": change(first[data], after)})
     write_json(options.output / "gains.json", rows)
     write_json(options.output / "pairs.json", list(pairs(found, similar)))
     write_json(options.output / "curves.json", list(curves(options)))
-
-
-def measured_before(options: argparse.Namespace, method: str, data: str) -> Evaluation:
-    """Return the evaluation before training with which a method is compared."""
-    name, length = ("base-short", LENGTH) if method == "no warm start" else ("base-greedy", BASE_LENGTH)
-    return measured(options, name, options.policy, data, **most_accurate(base_rows(options), length))
 
 
 def settings_of(options: argparse.Namespace, method: str) -> list[str]:

@@ -207,7 +207,9 @@ def plot_gains(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
             bars = [[PERCENT * (value - low)], [PERCENT * (high - value)]]
             style = STYLES[row["seed"] % len(STYLES)]
             label = f"seed {row['seed']}" if row["method"] == names[0] else None
-            axis.errorbar(place, PERCENT * value, bars, fmt="o", color=style.color, capsize=2, label=label)
+            axis.errorbar(
+                place, PERCENT * value, bars, fmt=style.marker, color=style.color, capsize=2, label=label
+            )
         axis.set_xticks([each + 0.15 for each in range(len(names))], names, rotation=30, ha="right")
         axis.set_title(NAMES[data])
     axes[0].set_ylabel("greedy accuracy (%)")

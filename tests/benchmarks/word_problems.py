@@ -201,7 +201,8 @@ def settings_of(options: argparse.Namespace, method: str) -> list[str]:
         return [f"problems.template={json.dumps(template)}", "training.warm_start=null", *no_start]
     few = [f"training.warm_start.data={few_solutions(options)}"] if method.startswith("few") else []
     if method.endswith("supervised"):
-        return [*NO_UPDATE, f"training.warm_start.num_updates={options.supervised_updates}", *few]
+        length = f"training.warm_start.num_updates={options.supervised_updates}"
+        return [*options.set, *NO_UPDATE, length, *few]
     if few:
         few += ["training.warm_start.num_updates=20", "training.num_updates=200", "evaluation.every=100"]
     # the only checkpoints are the one after the warm start, which is needed later, and the last one

@@ -67,13 +67,13 @@ EVALUATED = ("dev", *TESTS)  # problems on which all trained policies are evalua
 NUM_SAMPLED = 50  # number of problems with eight sampled completions
 NUM_GSM8K = 200  # number of problems of GSM8K, on which no method is evaluated
 NUM_FEW = 64  # number of worked solutions in `few solutions`
-SIMILAR = 0.9  # share of common words above which two problems are called similar
+SIMILAR = 0.9  # minimum share of common words of two similar problems
 METHODS = {
     "recipe": "the recipe",
     "warm start": "the warm start of the recipe's run, without its policy-gradient updates",
     "few solutions": "the recipe with only 64 worked solutions, a shorter warm start, and more updates",
     "few solutions, warm start": "the warm start of the run above, without its policy-gradient updates",
-    "few solutions, supervised": "supervised updates on the same 64 worked solutions, at least as long",
+    "few solutions, supervised": "supervised updates on these 64 worked solutions, for at least as long",
     "no warm start": "the recipe without its warm start, with the most accurate template",
     "supervised": "supervised updates, for about as long as the recipe's run",
     "trl": "the GRPO trainer of TRL, for as long as the recipe's run, with the most accurate template",
@@ -180,14 +180,14 @@ def gains(options: argparse.Namespace) -> None:
     found = dict(evaluations(options))
     similar = {data: is_similar(data)[: options.problems] for data in EVALUATED}
     settings = most_accurate(base_rows(options), BASE_LENGTH)
-    first = {data: measured(options, "base-greedy", options.policy, data, **settings) for data in EVALUATED}
+    before = {data: measured(options, "base-greedy", options.policy, data, **settings) for data in EVALUATED}
     rows = []
     for (method, seed, data), after in found.items():
         seconds = options.output / method / f"seed-{seed}" / "seconds.json"
         row = {"method": method, "seed": seed, "data": data, "accuracy": after.summary()}
         row["seconds"] = json.loads(seconds.read_text()) if seconds.exists() else None
         row["parts"] = {part: accuracy(after, kept) for part, kept in parts(similar[data]).items()}
-        rows.append({**row, "change": change(first[data], after)})
+        rows.append({**row, "change": change(before[data], after)})
     write_json(options.output / "gains.json", rows)
     write_json(options.output / "pairs.json", list(pairs(found, similar)))
     write_json(options.output / "curves.json", list(curves(options)))
@@ -387,6 +387,8 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 def compare_variants(options: argparse.Namespace, part: str, variants: dict[str, list[str]]) -> None:
     """Train variants of the recipe at an equal budget of sampled tokens, and diagnose each run."""
+    if options.seeds != list(range(options.seeds[0], options.seeds[0] + len(options.seeds))):
+        sys.exit(f"{part}: --seeds should be consecutive, such as 0 1 2")
     shared = [each for each in options.set if not each.startswith("training.num_updates")]
     shared += ["training.warm_start=null", "training.schedule=constant_with_warmup"]
     shared += ["training.checkpoint_every=null", f"seed={options.seeds[0]}"]
@@ -455,8 +457,6 @@ def main() -> None:
     parser.add_argument("--problems", type=int, help="evaluate the first problems only")
     parser.add_argument("--set", action="append", default=[], help="change a setting of the recipe")
     options = parser.parse_args()
-    if options.seeds != list(range(options.seeds[0], options.seeds[0] + len(options.seeds))):
-        parser.error("--seeds: should be consecutive, such as 0 1 2")
     measurements[options.part](options)
 
 

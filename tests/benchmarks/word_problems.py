@@ -29,11 +29,12 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from itertools import compress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from safetensors.torch import load_file
 
@@ -68,18 +69,53 @@ NUM_SAMPLED = 50  # number of problems with eight sampled completions
 NUM_GSM8K = 200  # number of problems of GSM8K, on which no method is evaluated
 NUM_FEW = 64  # number of worked solutions in `few solutions`
 SIMILAR = 0.9  # minimum share of common words of two similar problems
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A way to train.
+
+    Attributes:
+        text: what the method does, for `--help`.
+        trainer: how the policy is updated, after the warm start if there is one.
+        solutions: worked solutions of the warm start, or of supervised training; None if there are none.
+        part_of: method whose runs contain the runs of this method, as their warm start; empty if the method
+            has its own runs.
+    """
+
+    text: str
+    trainer: Literal["policy gradient", "supervised", "trl"] = "policy gradient"
+    solutions: Literal["all", "few"] | None = "all"
+    part_of: str = ""
+
+
 METHODS = {
-    "recipe": "the recipe",
-    "warm start": "the warm start of the recipe's run, without its policy-gradient updates",
-    "few solutions": "the recipe with only 64 worked solutions, a shorter warm start, and more updates",
-    "few solutions, warm start": "the warm start of the run above, without its policy-gradient updates",
-    "few solutions, supervised": "supervised updates on these 64 worked solutions, for at least as long",
-    "no warm start": "the recipe without its warm start, with the most accurate template",
-    "supervised": "supervised updates, for about as long as the recipe's run",
-    "trl": "the GRPO trainer of TRL, for as long as the recipe's run, with the most accurate template",
-    "warm start, trl": "the GRPO trainer of TRL after the recipe's warm start, in place of its updates",
+    "recipe": Method("the recipe"),
+    "warm start": Method(
+        "the warm start of the recipe's run, without its policy-gradient updates", part_of="recipe"
+    ),
+    "few solutions": Method(
+        "the recipe with only 64 worked solutions, a shorter warm start, and more updates", solutions="few"
+    ),
+    "few solutions, warm start": Method(
+        "the warm start of the run above, without its policy-gradient updates", part_of="few solutions"
+    ),
+    "few solutions, supervised": Method(
+        "supervised updates on these 64 worked solutions, for at least as long", "supervised", "few"
+    ),
+    "no warm start": Method(
+        "the recipe without its warm start, with the most accurate template", solutions=None
+    ),
+    "supervised": Method("supervised updates, for about as long as the recipe's run", "supervised"),
+    "trl": Method(
+        "the GRPO trainer of TRL, for as long as the recipe's run, with the most accurate template",
+        "trl",
+        solutions=None,
+    ),
+    "warm start, trl": Method(
+        "the GRPO trainer of TRL after the recipe's warm start, in place of its updates", "trl"
+    ),
 }
-STARTS = {"warm start": "recipe", "few solutions, warm start": "few solutions"}  # parts of these runs
 PAIRS = (  # methods that are compared with each other
     ("warm start", "recipe"),
     ("few solutions, warm start", "few solutions"),
@@ -195,12 +231,13 @@ def gains(options: argparse.Namespace) -> None:
 
 def settings_of(options: argparse.Namespace, method: str) -> list[str]:
     """Return the settings of a method, as changes of the recipe."""
-    if method == "no warm start":
+    trainer, solutions = METHODS[method].trainer, METHODS[method].solutions
+    if solutions is None:
         no_start = [each for each in options.set if "warm_start" not in each]
         template = prompting(options, method)["template"]
         return [f"problems.template={json.dumps(template)}", "training.warm_start=null", *no_start]
-    few = [f"training.warm_start.data={few_solutions(options)}"] if method.startswith("few") else []
-    if method.endswith("supervised"):
+    few = [f"training.warm_start.data={few_solutions(options)}"] if solutions == "few" else []
+    if trainer == "supervised":
         length = f"training.warm_start.num_updates={options.supervised_updates}"
         return [*options.set, *NO_UPDATE, length, *few]
     if few:
@@ -219,20 +256,21 @@ def few_solutions(options: argparse.Namespace) -> Path:
 
 def prompting(options: argparse.Namespace, method: str) -> dict[str, Any]:
     """Return the template and the maximum length with which a method is trained and evaluated."""
-    if method in ("trl", "no warm start"):
-        return most_accurate(base_rows(options), BASE_LENGTH if method == "trl" else LENGTH)
+    if METHODS[method].solutions is None:
+        length = BASE_LENGTH if METHODS[method].trainer == "trl" else LENGTH
+        return most_accurate(base_rows(options), length)
     return {"template": PLAIN, "max_new_tokens": LENGTH}
 
 
 def train(options: argparse.Namespace, method: str, seed: int) -> None:
     """Train with a method, unless the run is complete, and record the time in seconds."""
     place = options.output / method / f"seed-{seed}"
-    if method in STARTS:
+    if METHODS[method].part_of:
         save_warm_start(options, method, seed)
         return
     if (place / "seconds.json").exists():
         return
-    if method.endswith("trl"):
+    if METHODS[method].trainer == "trl":
         command = trl_command(options, method, seed, place)
     else:
         command = [sys.executable, "-m", "llm_reinforce", "train", RECIPE, "--overwrite"]
@@ -249,7 +287,7 @@ def trl_command(options: argparse.Namespace, method: str, seed: int, place: Path
         sys.exit(f"{method}: trl is not installed; run `pip install -c constraints.txt -e '.[trl]'`")
     train(options, "recipe", seed)
     recipe = options.output / "recipe" / f"seed-{seed}"
-    if method == "trl":
+    if METHODS[method].solutions is None:
         policy: str | Path = options.policy
         policy = policy if Path(policy).exists() else fetched_directory(options.policy)
         seconds = json.loads((recipe / "seconds.json").read_text())
@@ -273,9 +311,10 @@ def save_warm_start(options: argparse.Namespace, method: str, seed: int) -> Path
     """Save the policy that a run had after its warm start, and return the model's directory."""
     place: Path = options.output / method / f"seed-{seed}" / "policy"
     if not place.exists():
-        train(options, STARTS[method], seed)
+        whole = METHODS[method].part_of
+        train(options, whole, seed)
         policy = load_policy(options.policy)
-        checkpoints = options.output / STARTS[method] / f"seed-{seed}" / "checkpoints"
+        checkpoints = options.output / whole / f"seed-{seed}" / "checkpoints"
         tensors = load_file(checkpoints / "update-000000" / "policy.safetensors")
         policy.model.load_state_dict(tensors, strict=False)  # an output layer may share the embeddings
         policy.save(place)
@@ -295,7 +334,7 @@ def complete_runs(options: argparse.Namespace) -> Iterator[tuple[str, int, Path]
     """Yield the method, the seed and the directory of each complete run."""
     for method in METHODS:
         for run in sorted((options.output / method).glob("seed-*")):
-            if (run / "seconds.json").exists() or method in STARTS:
+            if (run / "seconds.json").exists() or METHODS[method].part_of:
                 yield method, int(run.name.removeprefix("seed-")), run
 
 
@@ -362,7 +401,7 @@ def mean_change(both: Sequence[tuple[Evaluation, Evaluation]], kept: Sequence[bo
 def curves(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Yield the learning curve of each complete run that has its own updates."""
     for method, seed, run in complete_runs(options):
-        if method not in STARTS:
+        if not METHODS[method].part_of:
             yield {"method": method, "seed": seed, **curve(run)}
 
 
@@ -437,7 +476,7 @@ def main() -> None:
     }
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog="methods:\n" + "\n".join(f"  {name}: {text}" for name, text in METHODS.items()),
+        epilog="methods:\n" + "\n".join(f"  {name}: {method.text}" for name, method in METHODS.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("part", choices=measurements)

@@ -92,7 +92,13 @@ def before_table(rows: Sequence[Mapping[str, Any]]) -> str:
 def points(change: Mapping[str, Any]) -> str:
     """Return a difference with its interval, in percentage points."""
     low, high = change["interval"]
-    return f"{PERCENT * change['difference']:+.1f} [{PERCENT * low:.1f}, {PERCENT * high:.1f}]"
+    return f"{in_points(change['difference'])} [{PERCENT * low:.1f}, {PERCENT * high:.1f}]"
+
+
+def in_points(difference: float) -> str:
+    """Return a difference of two shares in percentage points, with its sign."""
+    # 6 / 160 is 3.7499999999999996% or 3.75%, depending on how it was computed; both should look the same
+    return f"{round(PERCENT * difference, 6):+.1f}"
 
 
 def gains_table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -100,7 +106,7 @@ def gains_table(rows: Sequence[Mapping[str, Any]]) -> str:
     cells, order = [], list(dict.fromkeys(row["data"] for row in rows))
     for row in sorted(rows, key=lambda row: order.index(row["data"])):
         change = row["change"]
-        parts = [f"{PERCENT * change['parts'][kind]['difference']:+.1f}" for kind in KINDS]
+        parts = [in_points(change["parts"][kind]["difference"]) for kind in KINDS]
         both = [f"{change[key]:.1%}" for key in ("before", "after")]
         cells.append([NAMES[row["data"]], str(row["seed"]), *both, points(change), *parts])
     head = ["problems", "seed", "before training", "after the run", "difference in points"]
@@ -154,9 +160,7 @@ def pairs_table(rows: Sequence[Mapping[str, Any]]) -> str:
         [
             f"{row['first']} → {row['second']}",
             NAMES[row["data"]],
-            "; ".join(
-                f"{change['seed']}: {PERCENT * change['difference']:+.1f}" for change in row["changes"]
-            ),
+            "; ".join(f"{change['seed']}: {in_points(change['difference'])}" for change in row["changes"]),
             *(points(row[part]) for part in ("mean", "similar", "other")),
         ]
         for row in rows

@@ -4,8 +4,9 @@ Start the script in the directory that contains the folder written by `recipes/w
 are:
 
 - `base` measures the policy before training. It compares prompt templates on dev.jsonl, which contains no
-  test problems, with two limits of the number of new tokens: 256 and the limit of the recipe. It then
-  measures the greedy and the sampled accuracy on test problems with the most accurate template.
+  test problems, with two limits of the number of new tokens: 256 and the limit of the recipe. It also
+  compares prompts with 4 and with 8 worked examples. It then measures the greedy and the sampled accuracy on
+  test problems with the most accurate template, and the greedy accuracy with worked examples.
 - `train` trains with each method and seed. `--help` explains the methods. The methods of TRL need the extra
   `trl`, and the results of `base`.
 - `gains` measures the accuracy of all complete runs of `train` on dev.jsonl and on the test problems, and
@@ -54,14 +55,17 @@ from llm_reinforce.policy.fetched_models import fetched_directory
 
 RECIPE, DATA = "smollm2_word_problems", Path("word_problems")
 LENGTH = load_recipe(RECIPE).config.sampling.max_new_tokens
-PLAIN, WITH_HASHES = "{prompt}", "{prompt}\nWrite the calculation, then the answer after ####."
+PLAIN, QUESTION = "{prompt}", "Question: {prompt}\nAnswer:"
+WITH_HASHES = "{prompt}\nWrite the calculation, then the answer after ####."
 TEMPLATES = (
     PLAIN,
     "{prompt}\nAnswer with the number only.",
-    "Question: {prompt}\nAnswer:",
+    QUESTION,
     WITH_HASHES,
     "{prompt}\nAnswer in one short sentence.",
 )
+NUM_EXAMPLES = (4, 8)  # numbers of worked examples in a prompt before training
+PROMPTING = ("template", "max_new_tokens", "few_shot", "examples", "stop")  # settings of `evaluate`
 BASE_LENGTH = 256  # maximum number of new tokens before training, when the policy explains at length
 TESTS = ("svamp_test", "multiarith_test")
 EVALUATED = ("dev", *TESTS)  # problems on which all trained policies are evaluated
@@ -150,13 +154,12 @@ LOGGED = (  # metrics of each update that are kept
 
 def base(options: argparse.Namespace) -> None:
     """Measure the policy before training."""
-    rows = []
-    for length in (BASE_LENGTH, LENGTH):
-        for number, template in enumerate(TEMPLATES, 1):
-            settings = {"template": template, "max_new_tokens": length}
-            found = measured(options, f"template-{number}-{length}", options.policy, "dev", **settings)
-            rows.append(base_row("dev", settings, found))
+    rows = [
+        base_row("dev", settings, measured(options, name, options.policy, "dev", **settings))
+        for name, settings in compared_prompts().items()
+    ]
     settings = most_accurate(rows, BASE_LENGTH)
+    with_examples = most_accurate(rows, LENGTH, with_examples=True)
     for data in (*TESTS, "gsm8k_test"):
         num = options.problems or (NUM_GSM8K if data == "gsm8k_test" else None)
         found = measured(options, "base-greedy", options.policy, data, **settings, num_problems=num)
@@ -165,7 +168,29 @@ def base(options: argparse.Namespace) -> None:
         num = options.problems or NUM_SAMPLED
         found = measured(options, "base-sampled", options.policy, data, **sampled, num_problems=num)
         rows.append(base_row(data, sampled, found))
+        if data in TESTS:
+            found = measured(options, "base-examples", options.policy, data, **with_examples)
+            rows.append(base_row(data, {"decoding": "greedy", **with_examples}, found))
     write_json(options.output / "base.json", rows)
+
+
+def compared_prompts() -> dict[str, dict[str, Any]]:
+    """Return the settings of the compared prompts, by the names of their evaluations."""
+    templates = {
+        f"template-{number}-{length}": {"template": template, "max_new_tokens": length}
+        for length in (BASE_LENGTH, LENGTH)
+        for number, template in enumerate(TEMPLATES, 1)
+    }
+    examples = {"examples": str(DATA / "train.jsonl"), "stop": ["Question:"]}
+    return templates | {
+        f"examples-{number}": {
+            "template": QUESTION,
+            "max_new_tokens": LENGTH,
+            "few_shot": number,
+            **examples,
+        }
+        for number in NUM_EXAMPLES
+    }
 
 
 def base_row(data: str, settings: dict[str, Any], found: Evaluation) -> dict[str, Any]:
@@ -181,16 +206,21 @@ def base_rows(options: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
-def most_accurate(rows: Sequence[dict[str, Any]], length: int) -> dict[str, Any]:
-    """Return the template with the highest accuracy on dev.jsonl at a maximum length, and the length.
+def most_accurate(
+    rows: Sequence[dict[str, Any]], length: int, *, with_examples: bool = False
+) -> dict[str, Any]:
+    """Return the settings with the highest accuracy on dev.jsonl at a maximum length.
 
     Args:
         rows: rows of base.json.
         length: maximum number of new tokens.
+        with_examples: if True, only prompts with worked examples are compared; if False, only prompts
+            without them.
     """
-    compared = [row for row in rows if row["data"] == "dev" and row["max_new_tokens"] == length]
+    on_dev = [row for row in rows if row["data"] == "dev" and row["max_new_tokens"] == length]
+    compared = [row for row in on_dev if ("few_shot" in row) == with_examples]
     best = max(compared, key=lambda row: float(row["accuracy"]))
-    return {"template": best["template"], "max_new_tokens": length}
+    return {name: best[name] for name in PROMPTING if name in best}
 
 
 def measured(options: argparse.Namespace, name: str, policy: str, data: str, **settings: Any) -> Evaluation:

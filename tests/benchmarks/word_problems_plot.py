@@ -54,7 +54,7 @@ def templates_table(rows: Sequence[Mapping[str, Any]]) -> str:
     head = ["text around the question", "maximum length", "right", "truncated", "without a number"]
     cells = [
         [
-            words_around(row["template"]),
+            words_around(row["template"]) + examples_in(row),
             f"{row['max_new_tokens']} tokens",
             *(measure(row, name) for name in ("accuracy", "truncated", "unparseable")),
         ]
@@ -70,6 +70,11 @@ def words_around(template: str) -> str:
     return ", ".join(parts) or "none"
 
 
+def examples_in(row: Mapping[str, Any]) -> str:
+    """Return the number of worked examples in words, to follow other words; empty if there are none."""
+    return f", {row['few_shot']} examples" if "few_shot" in row else ""
+
+
 def measure(row: Mapping[str, Any], name: str) -> str:
     """Return a measure of an evaluation with its interval; empty if it was not measured."""
     found = row["measures"].get(name)
@@ -82,6 +87,7 @@ def before_table(rows: Sequence[Mapping[str, Any]]) -> str:
     for row in rows:
         num = row["samples_per_problem"]
         decoding = row["decoding"] if num == 1 else f"{row['decoding']}, {num} per problem"
+        decoding += examples_in(row)
         kinds = [f"{row['failures'][kind] / row['total']:.1%}" for kind in KINDS]
         measures = [measure(row, name) for name in ("accuracy", "pass@8")]
         cells.append([NAMES[row["data"]], str(row["total"] // num), decoding, *measures, *kinds])

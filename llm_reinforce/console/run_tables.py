@@ -76,7 +76,8 @@ def episode_lines(episode: "Episode") -> Iterator[Text]:
     if episode.verdict is not None:
         verdict = "right" if episode.verdict.correct else f"wrong ({episode.verdict.reason})"
     parts = ", ".join(f"{name} {value}" for name, value in episode.rewards.items())
-    reward = "unscored" if episode.reward is None else f"reward {episode.reward:g}"
+    total = episode.total_reward
+    reward = "unscored" if total is None else f"reward {total:g}"
     yield Text(f"\n{visible(episode.problem.prompt, 400)}", style="bold")
     yield Text(f"  {visible(episode.completion.text, 400)}")
     yield Text(f"  {verdict} · {reward} ({visible(episode.failure or parts)})", style="dim")

@@ -380,7 +380,7 @@ def _verdict(episode: "Episode") -> tuple[str, str]:
 
 
 def _reward(episode: "Episode") -> str:
-    return "none" if episode.reward is None else f"{episode.reward:.2f}"
+    return "none" if episode.total_reward is None else f"{episode.total_reward:.2f}"
 
 
 def _folded(text: str, width: int, num_lines: int, style: str) -> list[Text]:

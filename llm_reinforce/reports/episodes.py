@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 
 from llm_reinforce.reports.curves import rounded
-from llm_reinforce.reports.recorded_run import RecordedRun, Row
+from llm_reinforce.reports.recorded_run import RecordedRun, Row, total_reward
 from llm_reinforce.reports.shown_text import MAX_TOKEN, shown
 
 MAX_BYTES = 2_500_000  # approximate maximum size of all episodes on a page, as JSON
@@ -100,7 +100,7 @@ def _episode(row: Row, place: int, problems: _Table, texts: _Table) -> dict[str,
         "reason": shown(row.get("reason") or ""),
         "extracted": shown(row.get("extracted") or "", 200),
         "terminated": bool(row.get("terminated")),
-        "reward": rounded(row.get("reward")),
+        "reward": rounded(total_reward(row)),
         "rewards": {shown(name, 200): rounded(value) for name, value in row.get("rewards", {}).items()},
         "failure": shown(row["failure"], 500) if row.get("failure") else None,
     }

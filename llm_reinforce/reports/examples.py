@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from llm_reinforce.reports.finding import Finding, Row
-from llm_reinforce.reports.recorded_run import RecordedRun
+from llm_reinforce.reports.recorded_run import RecordedRun, total_reward
 from llm_reinforce.reports.shown_text import shown
 
 MAX_PROMPT, MAX_COMPLETION = 200, 300  # maximum number of characters that are shown
@@ -30,7 +30,7 @@ def with_example(found: Finding, run: RecordedRun) -> Finding:
 
 def described(row: Row) -> str:
     """Return a description of an episode: update, prompt, completion, verdict and reward."""
-    reward = row.get("reward")
+    reward = total_reward(row)
     parts = [
         f"update {row['update']:,}",
         f"prompt {shown(row.get('prompt', ''), MAX_PROMPT)!r}",
@@ -53,8 +53,8 @@ def _refused(rows: Sequence[Row]) -> Row | None:
 
 def _rewarded(rows: Sequence[Row]) -> Row | None:
     """Return the last episode with the highest reward, among the episodes with wrong answers."""
-    wrong = [row for row in rows if not row.get("correct") and row.get("reward") is not None]
-    return max(wrong, key=lambda row: (row["reward"], row["update"]), default=None)
+    wrong = [row for row in rows if not row.get("correct") and total_reward(row) is not None]
+    return max(wrong, key=lambda row: (total_reward(row) or 0.0, row["update"]), default=None)
 
 
 def _unrewarded(rows: Sequence[Row]) -> Row | None:

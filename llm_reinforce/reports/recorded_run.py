@@ -61,6 +61,16 @@ class RecordedRun:
         return self.summary.path
 
 
+def total_reward(episode: Row) -> float | None:
+    """Return the sum of the terminal and the step rewards of an episode; None if the episode is unscored.
+
+    Args:
+        episode: a row of `episodes.jsonl`.
+    """
+    terminal = episode.get("reward")
+    return None if terminal is None else terminal + sum(episode.get("step_rewards") or ())
+
+
 def find_runs(paths: list[Path]) -> list[RunSummary]:
     """Return the runs in the given directories, each of which is the directory of a run or contains runs.
 

@@ -23,6 +23,7 @@ from llm_reinforce.reports.finding import (
 from llm_reinforce.reports.window_signs import SOLVED, ZERO
 
 MIN_TREND = 30  # minimum number of updates of a run in which trends are measured
+MIN_RISE_TREND = 20  # the same for a rise of the reward, which is visible earlier than its absence
 # a flat reward is reported only after this share of the run, or after this number of updates if that is less
 MIN_FLAT, MAX_FLAT = 0.5, 100
 NUM_ERRORS = 4.0  # a difference of more than this number of standard errors is not attributed to chance
@@ -205,20 +206,19 @@ def noisy_updates(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
     )
 
 
-TREND_SIGNS: tuple[Trend, ...] = (
-    reward_hacking,
-    exploding_gradient,
-    learning_rate_high,
-    learning_rate_low,
-    noisy_updates,
-)
+TREND_SIGNS: dict[Trend, int] = {  # each with the minimum number of updates
+    reward_hacking: MIN_RISE_TREND,
+    exploding_gradient: MIN_TREND,
+    learning_rate_high: MIN_TREND,
+    learning_rate_low: MIN_TREND,
+    noisy_updates: MIN_TREND,
+}
 
 
 def trend_signs(rows: Sequence[Row], facts: RunFacts) -> list[Finding]:
-    """Return the findings in the trends of a run; empty if the run has fewer than `MIN_TREND` updates."""
-    if len(rows) < MIN_TREND or len(finite(rows, "grad_norm")) < MIN_TREND:
-        return []
-    found = [sign(rows, facts) for sign in TREND_SIGNS]
+    """Return the findings in the trends of a run; empty if the run has too few updates."""
+    num_updates = len(finite(rows, "grad_norm"))
+    found = [sign(rows, facts) for sign, minimum in TREND_SIGNS.items() if num_updates >= minimum]
     return [each for each in found if each is not None]
 
 

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 import types
+from dataclasses import replace
 
 import pytest
 from rich.cells import cell_len
@@ -15,6 +16,7 @@ from rich.console import Console
 from llm_reinforce.console.live_view import LiveDisplay, NotebookDisplay, display_for
 from llm_reinforce.console.messages import note
 from llm_reinforce.console.run_display import Display, PlainDisplay, Silent
+from llm_reinforce.console.run_tables import episode_lines
 from llm_reinforce.console.run_view import Accuracy, RunView, band_chart, curve, sample_lines
 from llm_reinforce.console.text import duration, fitted, shown_accuracy, visible
 from llm_reinforce.episodes import Episode
@@ -264,6 +266,12 @@ def test_tokens_that_are_left(clock: list[float]) -> None:
         assert f"1,000 tokens{left}" in view.lines(80, 24)[2].plain
     view.update(100, 100, {**METRICS, "num_tokens": 10_000}, [])
     assert view.lines(80, 24)[2].plain.endswith("10,000 tokens")
+
+
+def test_shown_reward_includes_step_rewards() -> None:
+    stepped = replace(episode(reward=1.0), step_rewards=(0.5, 0.0))
+    assert sample_lines([stepped], 60, 10)[1].plain.endswith("1.50")
+    assert "reward 1.5 (r 1.0)" in [*episode_lines(stepped)][-1].plain
 
 
 def test_a_long_episode_is_folded() -> None:

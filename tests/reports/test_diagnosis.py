@@ -216,7 +216,8 @@ def test_failures_of_few_rewards_are_minor() -> None:
 def test_reward_hacking_shows_a_wrong_completion_with_a_high_reward() -> None:
     episodes = [
         episode(50, completion="3", correct=True, reward=9.0),
-        episode(50, completion="very long", reward=5.0),
+        episode(50, completion="very long", reward=0.0, step_rewards=[0.0, 3.0, 2.0]),
+        episode(50, completion="short", reward=4.0),
     ]
     found = only(
         recorded(
@@ -229,7 +230,17 @@ def test_reward_hacking_shows_a_wrong_completion_with_a_high_reward() -> None:
     assert "falls from" in found.sentence
     assert any(line.startswith("rewards/length/mean: ") for line in found.evidence)
     assert found.example is not None
-    assert "very long" in found.example
+    assert "completion 'very long'" in found.example
+    assert found.example.endswith("reward 5")
+
+
+def test_reward_hacking_is_found_after_20_updates_and_other_trends_after_30() -> None:
+    hacked = {"accuracy": noise(0.1), "reward": lambda update: 0.05 * update}
+    assert diagnose(recorded(19, **hacked)) == ()
+    assert only(recorded(20, **hacked)).kind == "reward_hacking"
+    exploding = {"grad_norm": lambda update: 1.3**update, "accuracy": noise(0.4), "reward": 0.4}
+    assert diagnose(recorded(29, **exploding)) == ()
+    assert only(recorded(30, **exploding)).kind == "exploding_gradient"
 
 
 def evaluation(update: int, accuracy: float, total: int, decoding: str = "sampled") -> dict[str, Any]:

@@ -60,6 +60,14 @@ def test_episodes_keep_the_numbers_of_each_token(run: Path) -> None:
     assert all(row["reward"] is None and "ValueError" in row["failure"] for row in unscored)
 
 
+def test_shown_reward_of_an_episode_includes_its_step_rewards(run: Path) -> None:
+    file = run / "episodes.jsonl"
+    first, *others = file.read_text("utf-8").splitlines(keepends=True)
+    row = {**json.loads(first), "reward": 1.0, "step_rewards": [0.0, 0.5, 0.5, 0.0]}
+    file.write_text(json.dumps(row) + "\n" + "".join(others), "utf-8")
+    assert page_data(report(run))["episodes"]["rows"][0]["reward"] == 2.0
+
+
 def test_page_of_1001_updates_is_below_5_mb_and_says_that_it_is_thinned(long_report: Path) -> None:
     assert long_report.stat().st_size < 5_000_000
     episodes = page_data(long_report)["episodes"]

@@ -1,5 +1,6 @@
 """Settings of the optimizer, of the learning-rate schedule, and of checkpoints and logs."""
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
@@ -201,6 +202,21 @@ class TrainingConfig(Section):
     warm_start: WarmStartConfig | None = Field(
         default=None, description="supervised updates before the first policy-gradient update"
     )
+
+    def expected_updates(self, num_updates: int, num_tokens: int) -> int:
+        """Return the expected number of updates of the whole run.
+
+        With a token budget, the number is estimated from the mean number of tokens per update so far. After
+        the last update of the run, the number is exact.
+
+        Args:
+            num_updates: number of updates so far.
+            num_tokens: number of sampled tokens so far.
+        """
+        if self.num_tokens is None or num_tokens == 0:
+            return self.num_updates
+        affordable = math.ceil(num_updates * self.num_tokens / num_tokens)
+        return max(num_updates, min(self.num_updates, affordable))
 
     @field_validator("schedule")
     @classmethod

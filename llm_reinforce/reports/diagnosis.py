@@ -49,13 +49,12 @@ def facts_of(run: RecordedRun) -> RunFacts:
     reinforce, training = _mapping(settings.get("reinforce")), _mapping(settings.get("training"))
     counted = _mapping(_mapping(run.environment.get("data")).get("training")).get("num_problems")
     is_full = _mapping(settings.get("policy")).get("dtype", "float32") == "float32"
-    num_updates = _integer(training.get("num_updates"), 0)
     updates_per_batch = max(1, _integer(reinforce.get("updates_per_batch"), 1))
     return RunFacts(
         num_problems=counted if isinstance(counted, int) else None,
         problems_per_update=_integer(reinforce.get("problems_per_update"), 16),
         episodes_per_problem=_integer(reinforce.get("episodes_per_problem"), 8),
-        num_updates=-(-num_updates // updates_per_batch) or max(1, len(run.metrics)),
+        num_updates=-(-run.summary.max_updates // updates_per_batch) or max(1, len(run.metrics)),
         num_warmup_updates=_integer(training.get("num_warmup_updates"), 0),
         is_full_precision=is_full and training.get("mixed_precision", "no") == "no",
         updates_per_batch=updates_per_batch,

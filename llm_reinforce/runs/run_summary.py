@@ -27,7 +27,8 @@ class RunSummary:
             lock; "finished" if the last update was made and the policy was saved; "stopped" in all other
             cases.
         num_updates: number of updates made so far.
-        max_updates: number of updates after which the run ends.
+        max_updates: expected number of updates of the whole run, which for a finished run is `num_updates`.
+            With a token budget, it is estimated from the tokens of the updates so far.
         accuracies: for each decoding mode, the accuracies of the first and of the last evaluation, in 0..1.
         last_change: time of the last change of metrics.jsonl or recipe.yaml, in seconds since 1970.
     """
@@ -65,9 +66,8 @@ def summarize_run(path: Path) -> RunSummary:
     try:
         config = load_config(path)
         training = config.training
-        max_updates = config.reinforce.in_whole_batches(training.num_updates)
         last = _last_row(metrics)
-        num_updates = int(last.get("update", 0))
+        num_updates, num_tokens = int(last.get("update", 0)), int(last.get("num_tokens", 0))
         first_and_last: dict[str, tuple[float, float]] = {}
         reached = 0.0  # maximum of the lower limit of the accuracy's 95% interval
         for row in run.rows("evaluations.jsonl"):
@@ -77,10 +77,12 @@ def summarize_run(path: Path) -> RunSummary:
                 reached = max(reached, row["interval"][0])
     except (InputError, OSError, KeyError, TypeError, ValueError):
         return RunSummary(path, "unreadable", 0, 0, {}, last_change)
-    is_spent = training.num_tokens is not None and last.get("num_tokens", 0) >= training.num_tokens
+    max_updates = config.reinforce.in_whole_batches(training.expected_updates(num_updates, num_tokens))
     is_reached = training.stop_at is not None and reached >= training.stop_at
-    is_over = (num_updates >= max_updates or is_spent or is_reached) and run.policy.is_dir()
+    is_over = (num_updates >= max_updates or is_reached) and run.policy.is_dir()
     state: State = "running" if _is_locked(path) else "finished" if is_over else "stopped"
+    if state == "finished":
+        max_updates = num_updates
     return RunSummary(path, state, num_updates, max_updates, first_and_last, last_change)
 
 

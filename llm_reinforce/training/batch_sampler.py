@@ -24,7 +24,6 @@ from llm_reinforce.rewards import Progress, WeightedReward
 from llm_reinforce.runs import TrainState
 from llm_reinforce.seeds import seed_of
 from llm_reinforce.server import SamplingServer, ServerError
-from llm_reinforce.training.budget import expected_updates
 from llm_reinforce.training.data_parallel import gather_episodes, gather_object, own_rows
 from llm_reinforce.training.gradient_step import GradientStep
 from llm_reinforce.training.problem_order import (
@@ -403,7 +402,9 @@ class BatchSampler:
                 first_group=first_group,
                 progress=Progress(
                     state.num_updates,
-                    self.reinforce.in_whole_batches(expected_updates(self.training, state)),
+                    self.reinforce.in_whole_batches(
+                        self.training.expected_updates(state.num_updates, state.num_tokens)
+                    ),
                     state.num_problems / len(self.problems),
                     self.random_number("update", state),
                 ),

@@ -1,7 +1,5 @@
 """Length of a run: a number of updates and, optionally, a budget of sampled tokens and a target accuracy."""
 
-import math
-
 from llm_reinforce.config import EvaluationConfig, TrainingConfig
 from llm_reinforce.runs import TrainState
 
@@ -20,18 +18,6 @@ def makes_no_more_updates(training: TrainingConfig, state: TrainState) -> bool:
     has_spent = training.num_tokens is not None and state.num_tokens >= training.num_tokens
     has_reached = training.stop_at is not None and state.accuracy_reached >= training.stop_at
     return has_spent or has_reached or state.num_updates >= training.num_updates
-
-
-def expected_updates(training: TrainingConfig, state: TrainState) -> int:
-    """Return the expected number of updates of the whole run.
-
-    With a budget of tokens, the number is estimated from the mean number of tokens per update so far. After
-    the last update of the run, the number is exact.
-    """
-    if training.num_tokens is None or state.num_tokens == 0:
-        return training.num_updates
-    affordable = math.ceil(state.num_updates * training.num_tokens / state.num_tokens)
-    return max(state.num_updates, min(training.num_updates, affordable))
 
 
 def is_evaluation_due(evaluation: EvaluationConfig, before: TrainState, now: TrainState) -> bool:

@@ -33,12 +33,7 @@ from llm_reinforce.runs.run_directory import RunDirectory
 from llm_reinforce.server import SamplingServer
 from llm_reinforce.training.agreement import check_alike
 from llm_reinforce.training.batch_sampler import BatchSampler, Sample, SamplingStoppedError
-from llm_reinforce.training.budget import (
-    expected_updates,
-    is_evaluation_due,
-    is_over,
-    makes_no_more_updates,
-)
+from llm_reinforce.training.budget import is_evaluation_due, is_over, makes_no_more_updates
 from llm_reinforce.training.data_parallel import (
     broadcast_weights,
     gather_object,
@@ -599,7 +594,8 @@ class TrainingLoop:
         metrics |= {name: value for name, value in batch.logged.items() if name not in metrics}
         if not self.accelerator.is_main_process:
             return metrics
-        total = self.reinforce.in_whole_batches(expected_updates(self.training, self.state))
+        expected = self.training.expected_updates(self.state.num_updates, self.state.num_tokens)
+        total = self.reinforce.in_whole_batches(expected)
         self.display.update(self.state.num_updates, total, metrics, batch.episodes)
         self._warn(self.warning_signs.add(metrics))
         if self.run_directory is not None:

@@ -8,9 +8,7 @@ import torch
 from llm_reinforce.episodes import Episode, collect_episodes
 from llm_reinforce.errors import InputError
 from llm_reinforce.policy import describe_policy, first_prompt
-from llm_reinforce.runs import TrainState
 from llm_reinforce.server import ServerError
-from llm_reinforce.training.budget import expected_updates
 from llm_reinforce.training.data_parallel import describe_processes
 from llm_reinforce.training.loop import TrainingLoop
 from llm_reinforce.training.memory import MemoryPrediction, memory_in_use, predict_memory
@@ -85,7 +83,7 @@ def preview_run(loop: TrainingLoop, *, num_problems: int, num_episodes: int) -> 
         server_error = f"sampling.server: {error}"
     shape = loop.reinforce
     per_batch = float(batch.lengths.float().mean()) * shape.problems_per_update * shape.episodes_per_problem
-    after_batch = TrainState(shape.updates_per_batch, num_tokens=max(1, round(per_batch)))
+    expected = loop.training.expected_updates(shape.updates_per_batch, max(1, round(per_batch)))
     return Preview(
         policy=describe_policy(loop.policy),
         device=describe_processes(loop.accelerator),
@@ -93,7 +91,7 @@ def preview_run(loop: TrainingLoop, *, num_problems: int, num_episodes: int) -> 
         num_held_out=len(loop.held_out),
         prompt=first_prompt(loop.policy, loop.problems),
         rewards=[(reward.name, reward.weight) for reward in loop.rewards],
-        num_updates=shape.in_whole_batches(expected_updates(loop.training, after_batch)),
+        num_updates=shape.in_whole_batches(expected),
         episodes=batch.episodes,
         memory=memory,
         reward_error=reward_error,

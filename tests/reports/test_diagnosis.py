@@ -21,10 +21,7 @@ from llm_reinforce.reports.trend_signs import noise_scale
 from llm_reinforce.runs import RunSummary
 from tests.reports.made_up_run import write_run
 
-SETTINGS = {
-    "reinforce": {"problems_per_update": 16, "episodes_per_problem": 8},
-    "training": {"num_updates": 60},
-}
+SETTINGS = {"reinforce": {"problems_per_update": 16, "episodes_per_problem": 8}}
 
 
 def healthy(update: int, random: Random, **changes: Any) -> dict[str, Any]:
@@ -59,8 +56,17 @@ def episode(update: int, **changes: Any) -> dict[str, Any]:
     return {**row, "reason": "different", "terminated": True, "reward": 0.0, "extracted": "4", **changes}
 
 
-def recorded(num_updates: int = 60, *, files: dict[str, Any] | None = None, **changes: Any) -> RecordedRun:
-    """Return a healthy run with changed metrics; a function of the update gives a metric of each update."""
+def recorded(
+    num_updates: int = 60,
+    *,
+    max_updates: int | None = None,
+    files: dict[str, Any] | None = None,
+    **changes: Any,
+) -> RecordedRun:
+    """Return a healthy run with changed metrics; a function of the update gives a metric of each update.
+
+    The run is finished, or it is stopped and `max_updates` updates are planned.
+    """
     random = Random(0)
     given: dict[str, Any] = {
         "settings": SETTINGS,
@@ -73,7 +79,8 @@ def recorded(num_updates: int = 60, *, files: dict[str, Any] | None = None, **ch
         "comparison": {},
         "variance": {},
     }
-    summary = RunSummary(Path("run"), "finished", num_updates, num_updates, {}, 0.0)
+    state: Any = "stopped" if max_updates else "finished"
+    summary = RunSummary(Path("run"), state, num_updates, max_updates or num_updates, {}, 0.0)
     return RecordedRun("run", "run", summary, **(given | (files or {})))
 
 
@@ -147,8 +154,7 @@ def test_a_symptom_that_has_passed_is_not_reported() -> None:
 def test_flat_reward_that_is_measured_too_early_is_no_symptom() -> None:
     flat = {"step/relative_norm": 1e-6, "accuracy": noise(0.4), "reward": noise(0.4)}
     assert only(recorded(40, **flat)).kind == "learning_rate_low"
-    settings = SETTINGS | {"training": {"num_updates": 1000}}
-    assert diagnose(recorded(40, files={"settings": settings}, **flat)) == ()
+    assert diagnose(recorded(40, max_updates=1000, **flat)) == ()
 
 
 def test_proposed_learning_rate_is_higher_than_the_current_one() -> None:
@@ -314,24 +320,24 @@ def test_number_of_problems_needed_has_the_stated_power() -> None:
 
 def test_steps_and_episodes_of_several_updates_per_batch() -> None:
     shape = {"problems_per_update": 16, "episodes_per_problem": 8, "updates_per_batch": 4}
-    files = {"settings": {"reinforce": shape, "training": {"num_updates": 240}}}
+    settings: dict[str, Any] = {"files": {"settings": {"reinforce": shape}}, "max_updates": 240}
     flat = {"accuracy": noise(0.4), "reward": noise(0.4)}
     # each of the 60 rows describes 4 steps
-    found = only(recorded(files=files, **flat, **{"step/relative_norm": 4e-6}))
+    found = only(recorded(**flat, **settings, **{"step/relative_norm": 4e-6}))
     assert "at most 0.00096 of their norm" in found.sentence
-    assert diagnose(recorded(files=files, **flat, **{"step/relative_norm": 8e-6})) == ()
-    found = only(recorded(files=files, **flat, **{"step/signal_share": noise(0.0)}))
+    assert diagnose(recorded(**flat, **settings, **{"step/relative_norm": 8e-6})) == ()
+    found = only(recorded(**flat, **settings, **{"step/signal_share": noise(0.0)}))
     assert any("an update has 32 episodes" in line for line in found.evidence)
 
 
 def test_batches_of_several_updates_are_not_called_updates() -> None:
     shape = {"problems_per_update": 16, "episodes_per_problem": 8, "updates_per_batch": 4}
     files = {
-        "settings": {"reinforce": shape, "training": {"num_updates": 240}},
+        "settings": {"reinforce": shape},
         "environment": {"data": {"training": {"num_problems": 3}}},
     }
     accuracy: dict[str, Any] = {"accuracy": lambda update: 0.4 if update < 40 else 0.0, "reward": 0.3}
-    run = recorded(files=files, grad_norm=math.nan, **accuracy)
+    run = recorded(max_updates=240, files=files, grad_norm=math.nan, **accuracy)
     metrics = [{**row, "update": 4 * row["update"]} for row in run.metrics]
     not_finite, collapse, few = diagnose(replace(run, metrics=metrics))
     assert "of 60 of 60 batches in updates 1–240 are not finite" in not_finite.sentence

@@ -32,6 +32,7 @@ def write_run(path: Path, *, num_updates: int, num_tokens: int | None = None) ->
 def test_state_and_result_of_each_run(tmp_path: Path) -> None:
     write_run(tmp_path / "done", num_updates=4).policy.mkdir()
     write_run(tmp_path / "tokens_spent", num_updates=2, num_tokens=150).policy.mkdir()
+    write_run(tmp_path / "tokens_left", num_updates=2, num_tokens=250)
     half = write_run(tmp_path / "group" / "half", num_updates=2)
     with (half.path / "metrics.jsonl").open("a") as file:
         file.write('{"update": 3, "num_')  # killed while writing
@@ -44,10 +45,13 @@ def test_state_and_result_of_each_run(tmp_path: Path) -> None:
     assert {name: run.state for name, run in found.items()} == {
         "done": "finished",
         "tokens_spent": "finished",
+        "tokens_left": "stopped",
         "half": "stopped",
         "grown": "stopped",
     }
     assert (found["half"].num_updates, found["half"].max_updates) == (2, 4)
+    assert (found["tokens_spent"].num_updates, found["tokens_spent"].max_updates) == (2, 2)
+    assert (found["tokens_left"].num_updates, found["tokens_left"].max_updates) == (2, 3)  # 100 tokens each
     assert found["half"].accuracies == {"greedy": (0.25, 0.75)}
 
 

@@ -10,7 +10,7 @@ from small_runs import COPY, Watcher, new_run, rows, same, timeless, trainer, we
 from llm_reinforce.config import EvaluationConfig, TrainingConfig
 from llm_reinforce.runs import RunDirectory, TrainState
 from llm_reinforce.training import TrainingLoop
-from llm_reinforce.training.budget import expected_updates, is_evaluation_due, is_over
+from llm_reinforce.training.budget import is_evaluation_due, is_over
 
 
 def training(num_updates: int = 10, num_tokens: int | None = 100) -> TrainingConfig:
@@ -45,7 +45,7 @@ def test_run_is_over_after_its_updates_or_tokens(
     ],
 )
 def test_expected_number_of_updates(num_tokens: int | None, state: TrainState, expected: int) -> None:
-    assert expected_updates(training(num_tokens=num_tokens), state) == expected
+    assert training(num_tokens=num_tokens).expected_updates(state.num_updates, state.num_tokens) == expected
 
 
 def test_evaluations_by_updates_and_by_tokens() -> None:

@@ -91,7 +91,7 @@ class RunFacts:
         num_problems: number of training problems; None if it is not known.
         problems_per_update: number of problems per batch. By default, a batch is used for one update.
         episodes_per_problem: number of episodes of each problem.
-        num_updates: planned number of batches of the whole run, which by default is the number of updates.
+        num_updates: expected number of batches of the whole run; by default, a batch is used for one update.
         num_warmup_updates: number of updates over which the learning rate rises.
         is_full_precision: True if the weights and the forward pass have 32 or more bits.
         updates_per_batch: number of updates per batch. Each row of metrics describes one batch.

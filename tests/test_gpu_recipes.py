@@ -42,15 +42,14 @@ def test_dry_run_with_a_small_model(name: str, tmp_path: Path, monkeypatch: pyte
     end = tokenizer.eos_token_id
     LanguagePolicy(make(), tokenizer, end_token_ids=(end,), pad_token_id=end).save("model")
     rows = [{"question": f"What is {n} plus 1?", "answer": f"{n}+1={n + 1}\n#### {n + 1}"} for n in range(12)]
-    for file, part in (("train.jsonl", rows[:8]), ("test.jsonl", rows[8:])):
-        Path(file).write_text("\n".join(map(json.dumps, part)), encoding="utf-8")
+    Path("train.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     command = ["train", recipe, "--dry-run"]
     for override in (
         *overrides,
         "policy.name_or_path=model",
         "problems.train.data=train.jsonl",
         "problems.train.config=null",
-        "problems.held_out={data: test.jsonl}",
+        "problems.num_held_out=4",
         "sampling.max_new_tokens=4",
         "reinforce.problems_per_update=2",
         "reinforce.episodes_per_problem=2",

@@ -92,12 +92,8 @@ def reward_hacking(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
         "reward_hacking",
         updates_of(rows, facts),
         f"the reward rises from {reward.first:.3g} to {reward.last:.3g} in {span(rows, facts)}, while the "
-        "accuracy "
-        + (
-            f"falls from {accuracy.first:.1%} to {accuracy.last:.1%}"
-            if falls
-            else f"changes little, from {accuracy.first:.1%} to {accuracy.last:.1%}"
-        ),
+        f"accuracy {'falls' if falls else 'does not clearly rise'} ({accuracy.first:.1%} to "
+        f"{accuracy.last:.1%})",
         against_hacking(rows),
         reward_changes(rows),
     )

@@ -233,7 +233,7 @@ def test_reward_hacking_shows_a_wrong_completion_with_a_high_reward() -> None:
             **{"rewards/length/mean": lambda update: float(update)},
         )
     )
-    assert "falls from" in found.sentence
+    assert "the accuracy falls (" in found.sentence
     assert any(line.startswith("rewards/length/mean: ") for line in found.evidence)
     assert found.example is not None
     assert "completion 'very long'" in found.example

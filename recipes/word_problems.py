@@ -1,12 +1,17 @@
 """Write the problems of the recipe smollm2_word_problems to files: `python word_problems.py word_problems`.
 
 The folder gets train.jsonl, dev.jsonl, svamp_test.jsonl, multiarith_test.jsonl, and demonstrations.jsonl with
-the worked solutions of training problems. SVAMP, MultiArith and GSM8K are read from the hub, or from files in
-their published formats: `--svamp svamp.json --multiarith MultiArith.json --gsm8k train.jsonl`. On the hub,
-SVAMP and MultiArith have a test split. Their published files have no splits, so 300 problems of SVAMP and
-180 problems of MultiArith are drawn with a fixed seed as test problems. A training problem is left out if it
-is equal to a problem of dev.jsonl or of a test file, or differs from such a problem only in its numbers. The
-hub's copy of MultiArith has no equations, so its problems have no worked solutions.
+the worked solutions of training problems. SVAMP, MultiArith and GSM8K are read from the hub or, with the
+options `--svamp SVAMP.json --multiarith MultiArith.json --gsm8k train.jsonl`, from their published files:
+
+- https://raw.githubusercontent.com/arkilpatel/SVAMP/main/SVAMP.json
+- https://raw.githubusercontent.com/kojima-takeshi188/zero_shot_cot/main/dataset/MultiArith/MultiArith.json
+- https://raw.githubusercontent.com/openai/grade-school-math/master/grade_school_math/data/train.jsonl
+
+The published files of SVAMP and MultiArith have no splits, so 300 problems of SVAMP and 180 problems of
+MultiArith are drawn with a fixed seed as test problems. On the hub, both have a test split, and MultiArith
+has no equations, so its problems have no worked solutions. A training problem is left out if it is equal to a
+problem of dev.jsonl or of a test file, or differs from such a problem only in its numbers.
 """
 
 import argparse
@@ -15,7 +20,7 @@ import json
 import operator
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -24,7 +29,8 @@ from llm_reinforce.problems import Problem, find_overlap, find_problems, split_p
 
 NUM_TEST = {"svamp": 300, "multiarith": 180}
 NUM_DEV = {"svamp": 100, "multiarith": 60}  # training problems that are used to choose settings
-MAX_STEPS, MAX_DIGITS, MAX_WORDS = 1, 4, 60  # maxima of an easy problem of GSM8K
+# maximum numbers of an easy problem of GSM8K: steps, characters of a number, and words
+MAX_STEPS, MAX_CHARACTERS, MAX_WORDS = 1, 4, 60
 OPERATORS: dict[type[ast.operator], tuple[str, Callable[..., Fraction]]] = {
     ast.Add: ("+", operator.add),
     ast.Sub: ("-", operator.sub),
@@ -37,8 +43,8 @@ def worked_solution(expressions: Iterable[str], answer: str) -> str | None:
     """Return the steps of arithmetic expressions, one per line, and the answer.
 
     Nothing is executed: expressions are parsed, and computed with fractions. The result is None if an
-    expression has parts other than numbers, + - * / and brackets, if a value has no finite decimal form, or
-    if the value of the last expression is not the answer.
+    expression has parts other than numbers, + - * / and parentheses, if a value has no finite decimal form,
+    or if the value of the last expression is not the answer.
 
     >>> worked_solution(["((32.0+42.0)-35.0)"], "39")
     '32 + 42 = 74\\n74 - 35 = 39\\n#### 39'
@@ -73,20 +79,22 @@ def _text(value: Fraction) -> str:
 
 
 def solved(name: str, problem: Problem) -> Problem:
-    """Return a copy of the problem with the id `NAME-ID` and, if its row has equations, a worked solution."""
-    given = str(problem.columns.get("Equation") or problem.columns.get("lEquations") or "")
-    expressions = [given.strip("[]'").removeprefix("X=")]  # a text with several equations cannot be parsed
+    """Return the problem with the id `NAME-ID` and, if its row has equations, with a worked solution."""
     if name == "gsm8k":  # calculations between << and >>
         expressions = re.findall(r"<<([^=<>]*)=[^<>]*>>", problem.solution or "")
+    else:
+        given = problem.columns.get("Equation") or problem.columns.get("lEquations") or []
+        equations = given if isinstance(given, list) else [given]
+        expressions = [str(each).removeprefix("X=") for each in equations]
     solution = worked_solution(expressions, problem.answer or "")
     return Problem(problem.prompt, problem.answer, solution, id=f"{name}-{problem.id}")
 
 
 def is_easy(problem: Problem) -> bool:
-    """Return True if a problem is short, and its solution has few steps with short numbers."""
+    """Return True if a problem and the numbers are short, and the solution has at most `MAX_STEPS` steps."""
     solution = problem.solution or ""
     is_short = len(problem.prompt.split()) <= MAX_WORDS and not re.search(
-        rf"[0-9.]{{{MAX_DIGITS + 1}}}", solution
+        rf"[0-9.]{{{MAX_CHARACTERS + 1}}}", solution
     )
     return 1 <= solution.count("=") <= MAX_STEPS and is_short
 
@@ -99,14 +107,15 @@ def train_and_test(name: str, path: str | None) -> tuple[Sequence[Problem], Sequ
     return parts.train, parts.held_out
 
 
-def write(folder: Path, svamp: str | None, multiarith: str | None, gsm8k: str | None) -> Iterator[str]:
-    """Write the files, and yield sentences about them.
+def write(folder: Path, svamp: str | None, multiarith: str | None, gsm8k: str | None) -> list[str]:
+    """Write the files, and return sentences about them.
 
     Raises:
         InputError: if the folder has files, or if data cannot be read.
     """
     if folder.exists() and any(folder.iterdir()):
         raise InputError(f"{folder}: has files, which are not overwritten; give another folder")
+    sentences: list[str] = []
     train: list[Problem] = []
     parts: dict[str, list[Problem]] = {"dev": []}
     for name, path in (("svamp", svamp), ("multiarith", multiarith)):
@@ -123,7 +132,7 @@ def write(folder: Path, svamp: str | None, multiarith: str | None, gsm8k: str | 
         overlap = find_overlap(evaluated, train)
         similar = {learned for learned, _ in (*overlap.same, *overlap.masked)}
         train = [problem for problem in train if problem.id not in similar]
-        yield (
+        sentences.append(
             f"{title}: {len(overlap.same):,} training problems are equal to one of these problems, and "
             f"{len(overlap.masked):,} differ from one only in their numbers; they are left out"
         )
@@ -132,7 +141,10 @@ def write(folder: Path, svamp: str | None, multiarith: str | None, gsm8k: str | 
     rows = [{"prompt": each.prompt, "completion": each.solution} for each in train if each.solution]
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     (folder / "demonstrations.jsonl").write_text(text, encoding="utf-8")
-    yield f"{folder}: {len(train):,} training problems, {len(rows):,} of them with a worked solution"
+    return [
+        *sentences,
+        f"{folder}: {len(train):,} training problems, {len(rows):,} of them with a worked solution",
+    ]
 
 
 def main() -> None:
@@ -145,8 +157,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", metavar="FILE", help=f"published file of {name}; default: the hub")
     options = vars(parser.parse_args())
     try:
-        for sentence in write(**options):
-            print(sentence)
+        print("\n".join(write(**options)))
     except InputError as error:
         sys.exit(f"error: {error}")
 

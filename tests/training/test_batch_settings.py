@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from statistics import pstdev
 from typing import Any
 
 import pytest
@@ -107,6 +108,7 @@ def test_length_penalty_is_a_reward() -> None:
     assert len(set(penalties)) > 1
     logged = watcher.metrics[0]
     assert logged["rewards/length_penalty/mean"] == pytest.approx(-sum(penalties) / len(penalties))
+    assert logged["rewards/length_penalty/std"] == pytest.approx(pstdev(penalties))
     assert logged["reward"] == pytest.approx(
         logged["rewards/sevens/mean"] + logged["rewards/length_penalty/mean"]
     )

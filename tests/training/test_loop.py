@@ -134,8 +134,8 @@ def test_metrics_have_one_line_per_update(finished: tuple[TrainingLoop, Watcher,
         "update reward reward_std accuracy frac_reward_zero_std baseline advantage_std num_unscored entropy "
         "completions/mean_length completions/max_length completions/clipped_ratio loss grad_norm "
         "learning_rate num_tokens num_skipped_updates step_time "
-        "step_time/collect step_time/update rewards/sevens/mean answers/wrong answers/unparseable "
-        "answers/truncated wall_time step/relative_norm"
+        "step_time/collect step_time/update rewards/sevens/mean rewards/sevens/std answers/wrong "
+        "answers/unparseable answers/truncated wall_time step/relative_norm"
     }
     for line in lines:
         plain = {name for name in line if not name.startswith("verdicts/")}

@@ -1,4 +1,4 @@
-"""The script `recipes/word_problems.py`, on made-up rows in the published formats."""
+"""The scripts that write word problems, and that compare methods on them, with made-up rows."""
 
 import json
 import runpy
@@ -8,11 +8,14 @@ from typing import Any
 
 import pytest
 
-from llm_reinforce.problems import read_demonstrations, read_problems
+from llm_reinforce.evaluation import Answer, Evaluation
+from llm_reinforce.problems import Problem, read_demonstrations, read_problems
 from llm_reinforce.verifier import verify
 
-SCRIPT = Path(__file__).parents[1] / "recipes" / "word_problems.py"
+ROOT = Path(__file__).parents[1]
+SCRIPT = ROOT / "recipes" / "word_problems.py"
 FUNCTIONS = runpy.run_path(str(SCRIPT))
+BENCHMARK = runpy.run_path(str(ROOT / "tests" / "benchmarks" / "word_problems.py"))
 THINGS = ("apples", "books", "coins", "dolls", "eggs", "forks", "gloves", "hats")
 
 
@@ -125,3 +128,62 @@ def test_missing_file_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(SystemExit, match="no such file"):
         run(monkeypatch, str(tmp_path / "out"), "--svamp", str(tmp_path / "no.json"))
     assert not (tmp_path / "out").exists()
+
+
+def test_similar_problems_share_their_words_or_their_story(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    prompts = {
+        "train": ["Ann has 3 red pens. She buys 2. How many has she now?"],
+        "dev": [
+            "Ann has 30 red pens. She buys 12. How many has she now?",
+            "Ann has 3 red pens. She buys 2. How much more is that than before?",  # another question
+            "Ben has 3 red pens. He buys 2. How many has he now?",
+            "How many has she now?",  # one sentence, which is the story
+        ],
+    }
+    Path("word_problems").mkdir()
+    for name, texts in prompts.items():
+        lines = [json.dumps({"prompt": text, "answer": "1"}) + "\n" for text in texts]
+        Path("word_problems", f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+    similar = BENCHMARK["is_similar"]("dev")
+    assert similar == [True, True, False, False]
+    assert BENCHMARK["by_similarity"](similar) == {
+        "similar": [True, True, False, False],
+        "other": [False, False, True, True],
+    }
+    assert BENCHMARK["by_similarity"]([True]) == {"similar": [True]}
+
+
+def test_mean_difference_of_two_methods_over_seeds_and_parts() -> None:
+    def evaluation(*rights: bool) -> Evaluation:
+        problems = [Problem(f"{n}", "1", id=f"{n}") for n in range(len(rights))]
+        texts = ["1" if right else "2" for right in rights]
+        answers = [[Answer(text, 1, True, verify(text, "1"), False, False)] for text in texts]
+        return Evaluation("greedy", problems, answers, {})
+
+    both = [  # (first method, second method) of two seeds
+        (evaluation(False, False, True, False), evaluation(True, False, True, False)),
+        (evaluation(False, True, True, False), evaluation(True, True, False, False)),
+    ]
+    mean_change = BENCHMARK["mean_change"]
+    # the means of the four differences over the seeds are 1, 0, -1/2 and 0
+    assert mean_change(both, [True] * 4)["difference"] == pytest.approx(1 / 8)
+    found = mean_change(both, [True, True, False, False])
+    assert found["difference"] == pytest.approx(1 / 2)
+    assert found["interval"][0] <= 1 / 2 <= found["interval"][1]
+
+
+def test_prompt_is_chosen_by_the_accuracy_on_dev_at_one_length() -> None:
+    rows = [
+        {"data": "dev", "max_new_tokens": 48, "template": "a", "accuracy": 0.1},
+        {"data": "dev", "max_new_tokens": 48, "template": "b", "accuracy": 0.3},
+        {"data": "dev", "max_new_tokens": 48, "template": "c", "accuracy": 0.4, "few_shot": 4},
+        {"data": "dev", "max_new_tokens": 256, "template": "d", "accuracy": 0.5},
+        {"data": "svamp_test", "max_new_tokens": 48, "template": "e", "accuracy": 0.9},
+    ]
+    most_accurate = BENCHMARK["most_accurate"]
+    assert most_accurate(rows, 48) == {"template": "b", "max_new_tokens": 48}
+    with_examples = most_accurate(rows, 48, with_examples=True)
+    assert with_examples == {"template": "c", "max_new_tokens": 48, "few_shot": 4}

@@ -12,8 +12,9 @@ are:
 - `gains` measures the accuracy of all complete runs of `train` on dev.jsonl and on the test problems, and
   compares it with the accuracy before training and between methods. It needs the results of `base`.
 - `shaping` and `format` compare rewards on dev.jsonl, at an equal budget of sampled tokens, and record the
-  symptoms that the doctor finds. `shaping` also measures `refill`. It continues from the warm start of `few
-  solutions` with seed 0, with which few answers are right. `format` starts from the untrained policy.
+  symptoms that the doctor finds. `shaping` also measures `refill` and the curriculum. It continues from the
+  warm start of `few solutions` with seed 0, with which few answers are right. `format` starts from the
+  untrained policy.
 
 `word_problems_plot.py` prints and draws the results. All files are written to `--output`. Complete runs are
 not repeated, even if the options have changed; delete the directory of a run to repeat it. To use one core
@@ -37,8 +38,6 @@ from itertools import compress
 from pathlib import Path
 from typing import Any, Literal
 
-from safetensors.torch import load_file
-
 from llm_reinforce import (
     Evaluation,
     compare,
@@ -52,6 +51,7 @@ from llm_reinforce.durable_files import write_whole
 from llm_reinforce.evaluation import KINDS, kind_of_failure
 from llm_reinforce.evaluation.intervals import difference_interval, share_interval
 from llm_reinforce.policy.fetched_models import fetched_directory
+from llm_reinforce.policy.stopped_run import load_weights
 
 RECIPE, DATA = "smollm2_word_problems", Path("word_problems")
 LENGTH = load_recipe(RECIPE).config.sampling.max_new_tokens
@@ -72,7 +72,7 @@ EVALUATED = ("dev", *TESTS)  # problems on which all trained policies are evalua
 NUM_SAMPLED = 50  # number of problems with eight sampled completions
 NUM_GSM8K = 200  # number of problems of GSM8K, on which no method is evaluated
 NUM_FEW = 64  # number of worked solutions in `few solutions`
-SIMILAR = 0.9  # minimum share of common words of two similar problems
+SIMILAR = 0.9  # minimum Jaccard similarity of the words of two similar problems
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,10 +102,12 @@ METHODS = {
         "the recipe with only 64 worked solutions, a shorter warm start, and more updates", solutions="few"
     ),
     "few solutions, warm start": Method(
-        "the warm start of the run above, without its policy-gradient updates", part_of="few solutions"
+        "the warm start of `few solutions`, without its policy-gradient updates", part_of="few solutions"
     ),
     "few solutions, supervised": Method(
-        "supervised updates on these 64 worked solutions, for at least as long", "supervised", "few"
+        "supervised updates on the 64 worked solutions of `few solutions`, for at least as long as its run",
+        "supervised",
+        "few",
     ),
     "no warm start": Method(
         "the recipe without its warm start, with the most accurate template", solutions=None
@@ -132,17 +134,19 @@ PAIRS = (  # methods that are compared with each other
 # one policy-gradient update with a learning rate that leaves all weights unchanged
 NO_UPDATE = ("training.num_updates=1", "training.learning_rate=1e-30", "reinforce.problems_per_update=2")
 REWARDS = "rewards=[{function: correct_answer}, {function: %s}]"
-SHAPING = {  # changes of the recipe: rewards that are added to the reward for a right answer, and `refill`
+SHAPING = {  # changes of the recipe: additional rewards, and other choices of the training problems
     "right answer": [],
     "right steps": [REWARDS % "intermediate_steps, weight: 0.2"],
     "right steps, weight 1": [REWARDS % "intermediate_steps, weight: 1, arguments: {wrong: 0}"],
     "concise": [REWARDS % "conciseness, weight: 0.5, arguments: {max_tokens: 48}"],
     "refill": ["reinforce.refill=1"],
+    "curriculum": ["reinforce.curriculum={}"],
 }
 FORMAT = {"right answer": [], "format": [REWARDS % "answer_format, weight: 0.2"]}
 LOGGED = (  # metrics of each update that are kept
     "update",
     "reward",
+    "reward_std",
     "accuracy",
     "frac_reward_zero_std",
     "entropy",
@@ -252,7 +256,9 @@ def gains(options: argparse.Namespace) -> None:
         seconds = options.output / method / f"seed-{seed}" / "seconds.json"
         row = {"method": method, "seed": seed, "data": data, "accuracy": after.summary()}
         row["seconds"] = json.loads(seconds.read_text()) if seconds.exists() else None
-        row["parts"] = {part: accuracy(after, kept) for part, kept in parts(similar[data]).items()}
+        row["by_similarity"] = {
+            part: accuracy(after, kept) for part, kept in by_similarity(similar[data]).items()
+        }
         rows.append({**row, "change": change(before[data], after)})
     write_json(options.output / "gains.json", rows)
     write_json(options.output / "pairs.json", list(pairs(found, similar)))
@@ -323,7 +329,7 @@ def trl_command(options: argparse.Namespace, method: str, seed: int, place: Path
         seconds = json.loads((recipe / "seconds.json").read_text())
     else:
         policy = save_warm_start(options, "warm start", seed)
-        updates = read_rows(recipe / "metrics.jsonl")
+        updates = json_lines(recipe / "metrics.jsonl")
         seconds = updates[-1]["wall_time"] - updates[0]["wall_time"] + updates[0]["step_time"]
     values = {
         **prompting(options, method),
@@ -345,8 +351,7 @@ def save_warm_start(options: argparse.Namespace, method: str, seed: int) -> Path
         train(options, whole, seed)
         policy = load_policy(options.policy)
         checkpoints = options.output / whole / f"seed-{seed}" / "checkpoints"
-        tensors = load_file(checkpoints / "update-000000" / "policy.safetensors")
-        policy.model.load_state_dict(tensors, strict=False)  # an output layer may share the embeddings
+        load_weights(checkpoints / "update-000000", policy.model)
         policy.save(place)
     return place
 
@@ -371,17 +376,33 @@ def complete_runs(options: argparse.Namespace) -> Iterator[tuple[str, int, Path]
 def is_similar(data: str) -> list[bool]:
     """Return for each problem of a data set if at least one training problem is similar to it.
 
-    Two problems are similar if at least `SIMILAR` of all words in the two problems are in both of them.
-    Numbers and repetitions of words are not counted.
+    Two problems are similar if the Jaccard similarity of their sets of words, without numbers, is at least
+    `SIMILAR`. They are also similar if this is true of their stories, which are the problems without the last
+    sentence: SVAMP asks several questions about the same story.
     """
     train, evaluated = (
-        [set(re.findall("[a-z]+", row["prompt"].lower())) for row in read_rows(DATA / f"{name}.jsonl")]
-        for name in ("train", data)
+        [row["prompt"] for row in json_lines(DATA / f"{name}.jsonl")] for name in ("train", data)
     )
-    return [any(len(one & other) >= SIMILAR * len(one | other) for other in train) for one in evaluated]
+    found = [False] * len(evaluated)
+    for text_of in (str, story):
+        known = [words(text_of(prompt)) for prompt in train]
+        for row, one in enumerate(words(text_of(prompt)) for prompt in evaluated):
+            found[row] |= any(len(one & other) >= SIMILAR * len(one | other) for other in known)
+    return found
 
 
-def parts(similar: Sequence[bool]) -> dict[str, list[bool]]:
+def story(prompt: str) -> str:
+    """Return a problem without its last sentence, or the whole problem if it has one sentence."""
+    sentences = re.split(r"(?<=[.?!])\s+", prompt.strip())
+    return " ".join(sentences[:-1]) or prompt
+
+
+def words(text: str) -> set[str]:
+    """Return the different words of a text in lowercase, without numbers."""
+    return set(re.findall("[a-z]+", text.lower()))
+
+
+def by_similarity(similar: Sequence[bool]) -> dict[str, list[bool]]:
     """Return which problems are in each part: those that are similar to training problems, and the others."""
     found = {"similar": list(similar), "other": [not each for each in similar]}
     return {part: kept for part, kept in found.items() if any(kept)}
@@ -412,7 +433,7 @@ def pairs(
             }
             if both:
                 changes = [{"seed": seed, **change(*each)} for seed, each in both.items()]
-                kept = {"mean": [True] * len(similar[data]), **parts(similar[data])}
+                kept = {"mean": [True] * len(similar[data]), **by_similarity(similar[data])}
                 means = {name: mean_change(list(both.values()), each) for name, each in kept.items()}
                 yield {"first": first, "second": second, "data": data, "changes": changes, **means}
 
@@ -442,14 +463,14 @@ def curve(run: Path) -> dict[str, Any]:
         named = [{**row, "update": row["step"], "accuracy": row["reward"]} for row in logged]
         kept = [key for key in LOGGED if key != "num_tokens"]
         return {"updates": [{key: row[key] for key in kept} for row in named], "held_out": []}
-    held_out = read_rows(run / "evaluations.jsonl")
+    held_out = json_lines(run / "evaluations.jsonl")
     return {
-        "updates": [{key: row[key] for key in LOGGED} for row in read_rows(run / "metrics.jsonl")],
+        "updates": [{key: row[key] for key in LOGGED} for row in json_lines(run / "metrics.jsonl")],
         "held_out": [{key: row[key] for key in ("update", "accuracy", "interval")} for row in held_out],
     }
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
+def json_lines(path: Path) -> list[dict[str, Any]]:
     """Return the JSON objects in the lines of a file."""
     return [json.loads(line) for line in path.read_text().splitlines()]
 
@@ -458,8 +479,7 @@ def compare_variants(options: argparse.Namespace, part: str, variants: dict[str,
     """Train variants of the recipe at an equal budget of sampled tokens, and diagnose each run."""
     if options.seeds != list(range(options.seeds[0], options.seeds[0] + len(options.seeds))):
         sys.exit(f"{part}: --seeds should be consecutive, such as 0 1 2")
-    shared = [each for each in options.set if not each.startswith("training.num_updates")]
-    shared += ["training.warm_start=null", "training.schedule=constant_with_warmup"]
+    shared = [*options.set, "training.warm_start=null", "training.schedule=constant_with_warmup"]
     shared += ["training.checkpoint_every=null", f"seed={options.seeds[0]}"]
     if part == "format":
         shared += [f"policy.name_or_path={options.policy}", f"problems.template={json.dumps(WITH_HASHES)}"]
@@ -482,7 +502,7 @@ def compare_variants(options: argparse.Namespace, part: str, variants: dict[str,
             "variant": name,
             "seed": seed,
             **curve(folder / name / f"seed-{seed}"),
-            "findings": [finding.kind for finding in diagnose(folder / name / f"seed-{seed}")],
+            "findings": {each.kind: each.sentence for each in diagnose(folder / name / f"seed-{seed}")},
         }
         for name in variants
         for seed in compared.summary["seeds"]

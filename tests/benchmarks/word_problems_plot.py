@@ -51,7 +51,7 @@ def tables(results: Mapping[str, Any]) -> dict[str, str]:
 
 def templates_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return the accuracy with each template and each maximum length."""
-    head = ["text around the question", "maximum length", "right", "truncated", "without a number"]
+    head = ["text around the question", "maximum length", "accuracy", "truncated", "without a number"]
     cells = [
         [
             words_around(row["template"]) + examples_in(row),
@@ -91,8 +91,7 @@ def before_table(rows: Sequence[Mapping[str, Any]]) -> str:
         kinds = [f"{row['failures'][kind] / row['total']:.1%}" for kind in KINDS]
         measures = [measure(row, name) for name in ("accuracy", "pass@8")]
         cells.append([NAMES[row["data"]], str(row["total"] // num), decoding, *measures, *kinds])
-    head = ["problems", "number", "decoding", "right", "pass@8", "other format", "truncated", "wrong value"]
-    return markdown(head, cells)
+    return markdown(["problems", "number", "decoding", "accuracy", "pass@8", *KINDS], cells)
 
 
 def points(change: Mapping[str, Any]) -> str:
@@ -116,7 +115,7 @@ def gains_table(rows: Sequence[Mapping[str, Any]]) -> str:
         both = [f"{change[key]:.1%}" for key in ("before", "after")]
         cells.append([NAMES[row["data"]], str(row["seed"]), *both, points(change), *parts])
     head = ["problems", "seed", "before training", "after the run", "difference in points"]
-    return markdown([*head, "other format", "truncated", "wrong value"], cells)
+    return markdown([*head, *KINDS], cells)
 
 
 def methods_table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -142,7 +141,7 @@ def by_run(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, int], dict[str,
 
 def similar_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return the accuracy on problems that are similar to training problems, and on the others."""
-    first = {row["data"]: row["parts"] for row in rows}
+    first = {row["data"]: row["by_similarity"] for row in rows}
     head = [
         f"{NAMES[data]}, {each['total']} {part}"
         for data, parts in first.items()
@@ -153,7 +152,7 @@ def similar_table(rows: Sequence[Mapping[str, Any]]) -> str:
         + [
             shown_accuracy(each["accuracy"], each["interval"])
             for row in found.values()
-            for each in row["parts"].values()
+            for each in row["by_similarity"].values()
         ]
         for (method, seed), found in by_run(rows).items()
     ]
@@ -167,7 +166,7 @@ def pairs_table(rows: Sequence[Mapping[str, Any]]) -> str:
             f"{row['first']} → {row['second']}",
             NAMES[row["data"]],
             "; ".join(f"{change['seed']}: {in_points(change['difference'])}" for change in row["changes"]),
-            *(points(row[part]) for part in ("mean", "similar", "other")),
+            *(points(row[part]) if part in row else "" for part in ("mean", "similar", "other")),
         ]
         for row in rows
     ]
@@ -192,8 +191,8 @@ def variants_table(runs: Sequence[Mapping[str, Any]]) -> str:
         accuracy = [shown_accuracy(row["accuracy"], row["interval"]) for row in (held_out[0], held_out[-1])]
         findings = ", ".join(run["findings"]) or "none"
         cells.append([run["variant"], str(run["seed"]), str(len(updates)), *ends, *accuracy, findings])
-    names = ["variant", "seed", "updates", "reward", "sampled, right", "tokens per answer"]
-    return markdown([*names, "greedy before, right", "greedy after, right", "symptoms"], cells)
+    names = ["variant", "seed", "updates", "reward", "sampled accuracy", "tokens per answer"]
+    return markdown([*names, "greedy accuracy before", "greedy accuracy after", "symptoms"], cells)
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

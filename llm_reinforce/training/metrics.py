@@ -56,7 +56,8 @@ def update_metrics(
         given = [value for episode in episodes if (value := episode.rewards[name]) is not None]
         if given:
             metrics[f"rewards/{name}/mean"] = sum(given) / len(given)
-            metrics[f"rewards/{name}/std"] = float(torch.tensor(given, dtype=torch.float64).std(correction=0))
+            # the values may be integers or booleans
+            metrics[f"rewards/{name}/std"] = float(torch.tensor(given, dtype=torch.float32).std(correction=0))
         num_failed = sum(name in episode.failures for episode in episodes)
         if num_failed:
             metrics[f"rewards/{name}/num_failed"] = num_failed

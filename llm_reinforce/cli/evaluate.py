@@ -61,7 +61,7 @@ def evaluate(
     baseline: Annotated[
         str | None,
         typer.Option(
-            help="Second policy with which --policy is compared, such as the policy before training."
+            help="Policy with which --policy is compared, such as the policy before training."
         ),
     ] = None,
     against: Annotated[

@@ -22,7 +22,7 @@ def list_them(
     directory: Annotated[str, typer.Argument(help="Directory that contains the runs.")] = "runs",
     debug: DebugOption = False,
 ) -> None:
-    """List the runs in a directory with their state and their accuracy before and after training."""
+    """List the runs in a directory with their state and their accuracy before and after the updates."""
     with reported_failures(debug=debug):
         from llm_reinforce.console.run_tables import runs_table
         from llm_reinforce.runs import list_runs

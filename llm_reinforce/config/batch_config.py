@@ -36,7 +36,7 @@ class KLConfig(Section):
     reference: Text = Field(
         default="start",
         description="reference policy; start: the policy before the first policy-gradient update; any other "
-        "text: directory or hub id of another model with the same tokenizer",
+        "text: directory or hub id of another model with the same vocabulary",
     )
     refresh_every: Count | None = Field(
         default=None,

@@ -83,6 +83,14 @@ class WarmStartConfig(Section):
             raise ValueError("num_updates and epochs cannot both be set; remove one of them")
         return num_updates
 
+    @property
+    def summary(self) -> str:
+        """The warm start in a few words, such as "128 supervised updates with 16 examples each"."""
+        if self.num_updates is None:
+            return f"supervised updates with {self.batch_size} examples each, epochs: {self.epochs}"
+        updates = "update" if self.num_updates == 1 else "updates"
+        return f"{self.num_updates:,} supervised {updates} with {self.batch_size} examples each"
+
     def length(self, num_examples: int) -> int:
         """Return the number of supervised updates, given the number of examples in the data."""
         return self.num_updates or -(-num_examples * (self.epochs or 1) // self.batch_size)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llm_reinforce.config import WarmStartConfig
 from llm_reinforce.console.text import accuracy_title, duration, shown_accuracy
 from llm_reinforce.reports.recorded_run import RecordedRun, Row
 from llm_reinforce.reports.shown_text import shown
@@ -104,7 +105,7 @@ def _results(evaluations: list[Row]) -> list[Result]:
 
 
 def _task(settings: Mapping[str, Any] | None) -> dict[str, str]:
-    """Return the problems, the policy, the rewards and the baseline that a recipe names."""
+    """Return the problems, the policy, the rewards, the warm start and the baseline of a recipe."""
     if settings is None:
         return {}
     try:
@@ -116,10 +117,12 @@ def _task(settings: Mapping[str, Any] | None) -> dict[str, str]:
             else (problems.get("train") or {}).get("data", "given in Python")
         )
         name = policy.get("name_or_path")
+        warm_start = settings["training"].get("warm_start")
         return {
             "Problems": str(data),
             "Policy": (Path(name).name if Path(name).is_absolute() else name) if name else "random weights",
             "Rewards": ", ".join(f"{each['function']} × {each['weight']:g}" for each in settings["rewards"]),
+            **({"Warm start": WarmStartConfig.model_validate(warm_start).summary} if warm_start else {}),
             "Baseline": str(settings["reinforce"]["baseline"]),
         }
     except (KeyError, TypeError, AttributeError, ValueError):

@@ -58,11 +58,13 @@ def _facts(config: Config) -> dict[str, str]:
         data = f"generated problems, {', '.join(problems.generate.operations)}"
     else:
         data = _code(_name(problems.train.data)) if problems.train else "problems given in Python"
+    warm_start = {"Warm start": training.warm_start.summary} if training.warm_start else {}
     return {
         "Base model": _code(_name(policy.name_or_path)) if policy.name_or_path else "random weights",
         "Trained": f"{weights}, by REINFORCE with the baseline `{config.reinforce.baseline}`",
         "Problems": data,
         "Rewards": ", ".join(f"{_code(_name(each.function))} × {each.weight:g}" for each in config.rewards),
+        **warm_start,
         "Updates": f"up to {config.reinforce.in_whole_batches(training.num_updates):,}, each with "
         f"{config.reinforce.problems_of_update:,} problems and {config.reinforce.episodes_per_problem:,} "
         "episodes per problem",
@@ -78,7 +80,7 @@ def _results(rows: list[dict[str, Any]]) -> str:
     data = "held-out problems" if rows[-1]["data"] == "held_out" else "training problems"
     lines = [
         f"## Accuracy on {rows[-1]['total']:,} {data}\n",
-        "| decoding | before training | after training |",
+        "| decoding | before the policy-gradient updates | after the policy-gradient updates |",
         "|---|---|---|",
     ]
     lines += [f"| {name} | {_accuracy(first[name])} | {_accuracy(last[name])} |" for name in last]

@@ -30,6 +30,11 @@ def test_headline_has_accuracy_with_intervals_and_cost_of_a_point(run: Path) -> 
     assert "50 sampled tokens, 1.0 seconds" in text
 
 
+def test_headline_names_the_warm_start(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "warm", training={"warm_start": {"num_updates": 20, "batch_size": 8}})
+    assert "20 supervised updates with 8 examples each" in report(run).read_text("utf-8")
+
+
 def test_report_is_written_into_the_run_unless_output_is_given(run: Path, tmp_path: Path) -> None:
     assert report(run) == run / "report.html"
     assert report(run, output=tmp_path / "new" / "page.html").is_file()

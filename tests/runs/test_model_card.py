@@ -47,6 +47,14 @@ def test_card_of_an_adapter_replaces_the_template_of_peft(tmp_path: Path) -> Non
     assert "rank: 2" in card
 
 
+def test_card_of_a_run_with_a_warm_start_names_it(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(
+        "policy: {name_or_path: org/model}\nproblems: {train: {data: sums.jsonl}}\n"
+        "training: {warm_start: {num_updates: 128, batch_size: 16}}\n"
+    )
+    assert "**Warm start:** 128 supervised updates with 16 examples each" in model_card(RunDirectory(tmp_path))
+
+
 @pytest.mark.parametrize(("name", "base"), [("org/model", "org/model"), ("smollm2-135m", None)])
 def test_base_model_is_named_for_the_hub(tmp_path: Path, name: str, base: str | None) -> None:
     (tmp_path / "recipe.yaml").write_text(

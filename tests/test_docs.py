@@ -285,6 +285,8 @@ def test_options_in_the_text_exist() -> None:
         "--completions",
         "--show",
         "--logdir",
+        "--rounds",
+        "--sides",
     }
     for page in TEXTS:
         for text in code_words(FENCED.sub("", TEXTS[page])):

@@ -145,6 +145,60 @@ def test_stop_in_the_loop_ends_the_run_with_a_checkpoint(tmp_path: Path) -> None
     assert (tmp_path / "run" / "policy" / "config.json").is_file()
 
 
+def test_a_stopped_trainer_can_continue() -> None:
+    trainer = ReinforceTrainer(own_model(), SUMS, short_and_right, **SMALL)
+    for _ in trainer.updates():
+        trainer.stop()
+    assert [update.number for update in trainer.updates()] == [2, 3]
+
+
+def test_a_trainer_that_has_not_run_does_not_replace_an_earlier_run(tmp_path: Path) -> None:
+    def trainer() -> ReinforceTrainer:
+        return ReinforceTrainer(own_model(), SUMS, short_and_right, output_dir=tmp_path / "run", **SMALL)
+
+    trainer().train()
+    other = trainer()
+    for save in (other.save_policy, other.save_checkpoint):
+        with pytest.raises(InputError, match="has not run yet"):
+            save()
+    assert [each.name for each in (tmp_path / "run" / "checkpoints").iterdir()] == ["update-000003"]
+
+
+def test_an_interrupted_trainer_resumes_from_the_checkpoint_that_it_saved(tmp_path: Path) -> None:
+    numbers = iter(range(1000))
+
+    def interrupted(completion: str) -> float:
+        if next(numbers) == 30:  # in the third update of twelve episodes, after the trial episodes
+            raise KeyboardInterrupt
+        return float(len(completion))
+
+    trainer = ReinforceTrainer(own_model(), SUMS, interrupted, output_dir=tmp_path / "run", **SMALL)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    done = [row["update"] for row in timeless(tmp_path / "run")]
+    assert done
+    with pytest.raises(InputError, match=r"no checkpoint to resume from.*save_checkpoint"):
+        trainer.train(resume=True)
+    trainer.save_checkpoint()
+    trainer.train(resume=True)
+    assert [row["update"] for row in timeless(tmp_path / "run")] == [1, 2, 3]
+
+
+def test_a_second_loop_makes_no_second_warm_start() -> None:
+    warm_start = {"num_updates": 2, "batch_size": 2}
+
+    def trainer() -> ReinforceTrainer:
+        return ReinforceTrainer(own_model(), SUMS, short_and_right, warm_start=warm_start, **SMALL)
+
+    whole, parts = trainer(), trainer()
+    whole.train()
+    for _ in parts.updates():
+        break
+    parts.train()
+    for name, weight in weights_of(whole.policy).items():
+        assert torch.equal(weight, weights_of(parts.policy)[name])
+
+
 def test_a_used_trainer_does_not_overwrite_its_run(tmp_path: Path) -> None:
     trainer = ReinforceTrainer(own_model(), SUMS, short_and_right, output_dir=tmp_path / "run", **SMALL)
     updates = trainer.updates()

@@ -60,9 +60,7 @@ def evaluate(
     ] = None,
     baseline: Annotated[
         str | None,
-        typer.Option(
-            help="Policy with which --policy is compared, such as the policy before training."
-        ),
+        typer.Option(help="Policy with which --policy is compared, such as the policy before training."),
     ] = None,
     against: Annotated[
         str | None,

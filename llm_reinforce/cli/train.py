@@ -253,7 +253,8 @@ def _print_result(run: _Run, result: "TrainingResult") -> None:
         for decoding, both in result.comparisons.items():
             console.print(
                 Text(
-                    f"\n{decoding} answers before and after the policy-gradient updates, compared problem by problem:",
+                    f"\n{decoding} answers before and after the policy-gradient updates, compared problem by "
+                    "problem:",
                     style="dim",
                 )
             )

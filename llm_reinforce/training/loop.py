@@ -204,6 +204,7 @@ class TrainingLoop:
         self._clock = time.monotonic()  # the time at which a run without interruptions would have started
         self._num_saved: int | None = None  # number of updates before the checkpoint saved last
         self._has_tried_rewards = False
+        self._has_begun = False  # True after the warm start; later loops over `updates` continue the run
         self._is_state_current = False  # True if weights and optimizer are those of `state`
 
     def _check_processes_agree(self) -> None:
@@ -302,6 +303,8 @@ class TrainingLoop:
         during which `stop_requested` is set. If several updates share a batch, all updates of the batch are
         made first. If the caller breaks out of the loop earlier, a checkpoint is saved.
 
+        A second loop continues after the latest update of the first one.
+
         Args:
             resume: continue from the newest checkpoint in the run's directory.
 
@@ -327,10 +330,10 @@ class TrainingLoop:
         self._warn(self.warning_signs.before_first_update())
         if self.training.num_tokens is not None:
             self.display.say(f"the run ends after {self.training.num_tokens:,} sampled tokens")
-        is_restored = resume and self._restore()
+        is_continued = self._restore() if resume else self._has_begun
         self._clock = time.monotonic() - self.state.seconds
-        if is_restored:
-            self._is_state_current = True
+        if is_continued:
+            self._is_state_current = self._has_begun = True
             is_stopping = self._is_stopped()
             if self.state.pending_evaluations and not is_stopping:
                 is_stopping = self._evaluate_and_save(self.state)
@@ -341,7 +344,7 @@ class TrainingLoop:
                 return
             if self.reference is not None:
                 self.reference.set_to_policy()
-            self._is_state_current = True
+            self._is_state_current = self._has_begun = True
             is_stopping = self._evaluate_and_save()
         if is_over(self.training, self.state):  # the run was resumed after its last update
             self._finish()
@@ -642,7 +645,16 @@ class TrainingLoop:
         return is_stopping
 
     def save_checkpoint(self) -> None:
-        """Save a checkpoint of the state after the latest update, if the run is recorded."""
+        """Save a checkpoint of the state after the latest update, if the run is recorded.
+
+        Raises:
+            InputError: if the warm start or an update was interrupted.
+        """
+        if not self._is_state_current:
+            raise InputError(
+                "save_checkpoint: the warm start or an update was interrupted, so the weights do not belong "
+                "to any state of the run; create a new ReinforceTrainer"
+            )
         self._num_saved = self.state.num_updates
         if self.checkpoints is not None:
             self.checkpoints.save(self.state)

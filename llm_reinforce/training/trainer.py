@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
+from llm_reinforce.checkpoint_files import find_checkpoint
 from llm_reinforce.config import Config
 from llm_reinforce.config.keywords import config_from_keywords
 from llm_reinforce.console.live_view import display_for
@@ -373,7 +374,8 @@ class ReinforceTrainer:
         If several processes train with FSDP, all of them must call this method.
 
         Raises:
-            InputError: if the trainer has no `output_dir`.
+            InputError: if the trainer has no `output_dir` or has not run yet, or if the warm start or an
+                update was interrupted.
         """
         self._check_recorded("save_checkpoint")
         self._loop.save_checkpoint()
@@ -384,7 +386,8 @@ class ReinforceTrainer:
         After the last update of a run, the policy is saved automatically.
 
         Raises:
-            InputError: if the trainer has no `output_dir`. Use `trainer.policy.save(directory)` instead.
+            InputError: if the trainer has no `output_dir` or has not run yet. Use
+                `trainer.policy.save(directory)` instead.
         """
         self._check_recorded("save_policy")
         self._loop.save_policy()
@@ -396,6 +399,11 @@ class ReinforceTrainer:
             raise InputError(
                 f"{method}: this trainer has no output_dir; create it with output_dir=…, or save the policy "
                 "with trainer.policy.save(directory)"
+            )
+        if not self._has_run:  # the directory may contain another run
+            raise InputError(
+                f"{method}: this trainer has not run yet; train first, or save the policy with "
+                "trainer.policy.save(directory)"
             )
 
     @contextmanager
@@ -416,6 +424,12 @@ class ReinforceTrainer:
                 f"the run of this trainer is over after update {self.state.num_updates}; create a new "
                 "ReinforceTrainer to train again"
             )
+        directory = self._directory
+        if self._has_run and resume and directory and find_checkpoint(directory.checkpoints)[0] is None:
+            raise InputError(
+                f"{directory.path}: there is no checkpoint to resume from, and the policy of this trainer "
+                "has already been trained; call save_checkpoint() first, or create a new ReinforceTrainer"
+            )
         self._is_running = True
         try:
             with self._recording(resume=resume, overwrite=overwrite):
@@ -423,6 +437,7 @@ class ReinforceTrainer:
                 yield
         finally:
             self._is_running = False
+            self._loop.stop_requested = False  # the next loop over the updates continues
 
     @contextmanager
     def _recording(self, *, resume: bool, overwrite: bool) -> Iterator[None]:

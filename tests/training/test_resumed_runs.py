@@ -151,6 +151,7 @@ def test_everything_that_changes_in_a_run_is_in_its_state(tmp_path: Path) -> Non
         "state",
         "stop_requested",
         "_clock",
+        "_has_begun",
         "_has_reported_failure",
         "_has_tried_rewards",
         "_is_state_current",

@@ -21,6 +21,7 @@ from llm_reinforce.analysis.recipe_comparison_plan import (
     unlike_problems,
     variants_of,
 )
+from llm_reinforce.analysis.recipe_source import config_of
 from llm_reinforce.cli import app
 from llm_reinforce.config import load_config
 from llm_reinforce.errors import InputError
@@ -108,6 +109,24 @@ def test_each_run_is_a_normal_run_with_the_budget(finished: tuple[Path, Result])
             sampled = [row["num_tokens"] for row in run.rows("metrics.jsonl")]
             assert sampled[-1] >= 100 > sampled[-2]
             assert run.policy.is_dir()
+
+
+def test_all_variants_are_compared_with_the_same_decoding_mode() -> None:
+    variants = ("--variant", "a:", "--variant", "b: evaluation.decodings=[greedy,sampled]")
+    assert compared("tiny.yaml", *variants, "--seeds", "1", *SHORT).exit_code == 0
+    assert read("comparison.json")["decoding"] == "sampled"
+    rows = RunDirectory(Path("runs/compare/b/seed-0")).rows("evaluations.jsonl")
+    sampled = [row["accuracy"] for row in rows if row["decoding"] == "sampled"]
+    assert read("curves.json")["b"]["seeds"]["0"]["accuracy"] == sampled
+
+
+def test_overrides_of_a_config_are_adapted_like_those_of_a_recipe() -> None:
+    few = ["training.num_updates=2"]
+    with pytest.warns(UserWarning, match="num_warmup_updates"):
+        by_name = config_of("quickstart", few)
+    with pytest.warns(UserWarning, match="num_warmup_updates"):
+        by_config = config_of(load_config("quickstart"), few)
+    assert by_config == by_name
 
 
 def test_results_agree_with_the_logs_of_the_runs(finished: tuple[Path, Result]) -> None:

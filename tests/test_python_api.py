@@ -20,9 +20,18 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
 import llm_reinforce
-from llm_reinforce import InputError, Problem, ReinforceTrainer, evaluate, load_recipe, random_policy, verify
+from llm_reinforce import (
+    InputError,
+    Problem,
+    ReinforceTrainer,
+    evaluate,
+    load_recipe,
+    random_policy,
+    verify,
+)
 from llm_reinforce.cli import app
 from llm_reinforce.config import GenerateConfig, RandomInitConfig, TrainingConfig
+from llm_reinforce.evaluation import choose_prompting, sample
 from llm_reinforce.policy import LanguagePolicy, character_tokenizer, sample_completions, token_log_probs
 from llm_reinforce.training.metrics import TIMES
 
@@ -229,11 +238,67 @@ def test_a_trainer_without_a_directory_continues_until_its_run_is_over() -> None
     [
         ({"temperature": 0, "decoding": "sampled"}, "temperature: should be greater than 0, not 0; .*greedy"),
         ({"max_new_tokens": 0}, "max_new_tokens: should be at least 1, not 0"),
+        ({"num_problems": -1}, "num_problems: should be at least 1, not -1"),
+        ({"samples_per_problem": 0, "decoding": "sampled"}, "samples_per_problem: should be at least 1"),
+        ({"few_shot": -1}, "few_shot: should be at least 0"),
+        ({"batch_size": 0}, "batch_size: should be at least 1"),
+        ({"seed": -1}, "seed: should be at least 0"),
     ],
 )
-def test_evaluation_does_not_replace_a_zero_by_the_default(settings: dict[str, Any], message: str) -> None:
+def test_evaluation_refuses_numbers_out_of_range(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         evaluate(own_model(), [{"prompt": "1+1=", "answer": "2"}], **settings)
+
+
+def test_a_single_text_is_not_a_list_of_prompts() -> None:
+    with pytest.raises(InputError, match=r"prompts: should be a list of texts, such as \['1\+1='\]"):
+        sample(own_model(), "1+1=")
+    with pytest.raises(InputError, match="num_completions: should be at least 1, not 0"):
+        sample(own_model(), ["1+1="], num_completions=0)
+
+
+def test_columns_are_also_those_of_the_worked_examples() -> None:
+    rows = [{"q": row["prompt"], "a": row["answer"]} for row in SUMS]
+    shape = {"num_layers": 1, "num_heads": 2, "hidden_size": 8, "intermediate_size": 16}
+    found = evaluate(
+        random_policy(RandomInitConfig(alphabet=ALPHABET + "\n", **shape)),
+        rows[:2],
+        prompt_column="q",
+        answer_column="a",
+        few_shot=1,
+        examples=rows[2:],
+        max_new_tokens=2,
+        show_progress=False,
+    )
+    assert found.total == 2
+
+
+def test_an_evaluation_is_not_continued_with_another_comparison_of_answers(tmp_path: Path) -> None:
+    arguments: dict[str, Any] = {"max_new_tokens": 2, "output_dir": tmp_path, "show_progress": False}
+    evaluate(own_model(), SUMS[:2], **arguments)
+    with pytest.raises(InputError, match=r"another evaluation \(algebra: None in the file, True now\)"):
+        evaluate(own_model(), SUMS[:2], algebra=True, **arguments)
+
+
+def test_temperatures_of_two_runs_matter_only_for_sampled_decoding(tmp_path: Path) -> None:
+    runs = [tmp_path / name for name in ("warm", "cool")]
+    for run, temperature in zip(runs, (1.0, 0.7), strict=True):
+        run.mkdir()
+        recipe = f"policy: {{random_init: {{}}}}\nsampling: {{temperature: {temperature}}}\n"
+        (run / "recipe.yaml").write_text(recipe + "problems: {generate: {}}\n")
+    assert choose_prompting(runs, is_sampled=False).max_new_tokens == 256
+    with pytest.raises(InputError, match="temperature: the runs were trained with different values"):
+        choose_prompting(runs)
+
+
+def test_a_recipe_is_adapted_to_keywords_for_any_kind_of_policy() -> None:
+    recipe = load_recipe("quickstart").config
+    with pytest.warns(UserWarning, match="num_warmup_updates"):
+        trainer = ReinforceTrainer(
+            policy=random_policy(recipe.policy.random_init), config=recipe, num_updates=2
+        )
+    assert trainer.config.training.num_updates == 2
+    assert trainer.config.training.learning_rate == recipe.training.learning_rate
 
 
 def test_held_out_problems_of_a_run_can_be_evaluated_again(tmp_path: Path) -> None:
@@ -287,6 +352,17 @@ def test_a_run_can_be_moved_and_resumed_from_another_directory(
     assert [row["update"] for row in result.history] == [2, 3]
     assert (tmp_path / "moved" / "policy").is_dir()
     assert not (tmp_path / "elsewhere" / "runs").exists()
+
+
+def test_a_run_in_the_home_directory_can_be_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    trainer = ReinforceTrainer(own_model(), SUMS, "correct_answer", output_dir="~/mine", **SMALL)
+    for _ in trainer.updates():
+        break
+    shutil.move(tmp_path / "mine", tmp_path / "moved")
+    assert [row["update"] for row in load_recipe(tmp_path / "moved").train(resume=True).history] == [2, 3]
+    assert not (tmp_path / "mine").exists()
 
 
 def test_a_run_is_not_resumed_with_another_model(tmp_path: Path) -> None:

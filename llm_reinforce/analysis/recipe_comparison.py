@@ -253,15 +253,17 @@ def _compare(
     runs: Sequence[PlannedRun], variants: Sequence[Variant], num_tokens: int, target: float, output: Path
 ) -> RecipeComparison:
     """Read the learning curves of the runs, compare them, and write the results to `output`."""
+    decoding = decoding_of(runs)
     curves = {
-        variant.name: [_curve(run) for run in runs if run.variant == variant.name] for variant in variants
+        variant.name: [_curve(run, decoding) for run in runs if run.variant == variant.name]
+        for variant in variants
     }
     compared = compare_curves(curves, num_tokens, target)
     seeds = sorted({run.seed for run in runs})
     summary = {
         "num_tokens": num_tokens,
         "target": target,
-        "decoding": decoding_of(runs),
+        "decoding": decoding,
         "data": runs[0].directory.rows("evaluations.jsonl")[-1]["data"],
         "seeds": seeds,
         "intervals": "95%, Student's t over seeds",
@@ -288,10 +290,10 @@ def _compare(
     )
 
 
-def _curve(run: PlannedRun) -> LearningCurve:
+def _curve(run: PlannedRun, decoding: str) -> LearningCurve:
     rows = run.directory.rows
     try:
-        return learning_curve(rows("evaluations.jsonl"), rows("metrics.jsonl"), decoding_of([run]))
+        return learning_curve(rows("evaluations.jsonl"), rows("metrics.jsonl"), decoding)
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{run.directory.path}: the logs are incomplete ({error}); delete the directory to repeat the run"

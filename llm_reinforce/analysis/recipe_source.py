@@ -5,6 +5,7 @@ from os import PathLike, fspath
 from pathlib import Path
 
 from llm_reinforce.config import Config, load_config
+from llm_reinforce.config.recipe_file import adapt_document
 from llm_reinforce.config.strict_yaml import apply_override, dump_yaml, parse_document, validate
 
 RecipeSource = str | PathLike[str] | Config
@@ -24,7 +25,7 @@ def config_of(recipe: RecipeSource, overrides: Sequence[str] = ()) -> Config:
     document = parse_document(dump_yaml(recipe.model_dump(mode="json", exclude_unset=True)), name="config")
     for override in overrides:
         apply_override(document, override)
-    return validate(Config, document)
+    return validate(Config, document, adapt_document)
 
 
 def name_of(recipe: RecipeSource) -> str:

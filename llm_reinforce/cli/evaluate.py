@@ -167,6 +167,7 @@ def evaluate(
                     max_new_tokens,
                     temperature,
                     ChatSettings(system_prompt, arguments, chat_template_date),
+                    is_sampled=decoding is Decoding.sampled,
                 ),
                 split=split,
                 config=config,

@@ -112,15 +112,15 @@ def _follow_moved_run(data: dict[str, Any], folder: Path) -> None:
     are replaced by paths in `folder`, the directory in which the recipe was found. The old paths may be
     relative to the directory in which the run was started.
     """
-    before = data.get("output_dir")
-    if not isinstance(before, str):
+    if not isinstance(data.get("output_dir"), str):
         return
+    before = Path(data["output_dir"]).expanduser()
     data["output_dir"] = str(folder)
 
     for keys in PATHS:
         section = _section(data, keys[:-1])
-        path = Path(str(section.get(keys[-1])))
-        if any(path.is_relative_to(Path(before, kept)) for kept in ("initial_policy", "problems")):
+        path = Path(str(section.get(keys[-1]))).expanduser()
+        if any(path.is_relative_to(before / kept) for kept in ("initial_policy", "problems")):
             section[keys[-1]] = str(folder / path.relative_to(before))
 
 

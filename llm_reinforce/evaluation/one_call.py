@@ -108,6 +108,15 @@ def evaluate(
     """
     if decoding not in ("greedy", "sampled"):
         raise InputError(f"decoding: should be 'greedy' or 'sampled', not {decoding!r}")
+    for name, value, least in (
+        ("num_problems", num_problems, 1),
+        ("samples_per_problem", samples_per_problem, 1),
+        ("few_shot", few_shot, 0),
+        ("batch_size", batch_size, 1),
+        ("seed", seed, 0),
+    ):
+        if value is not None and value < least:
+            raise InputError(f"{name}: should be at least {least}, not {value}")
     if decoding == "greedy" and samples_per_problem != 1:
         raise InputError(
             f"samples_per_problem: should be 1 for greedy decoding, not {samples_per_problem}, because all "
@@ -131,6 +140,7 @@ def evaluate(
                 max_new_tokens,
                 temperature,
                 ChatSettings(system_prompt, chat_template_kwargs, chat_template_date),
+                is_sampled=decoding == "sampled",
             ),
             split=split,
             config=config,
@@ -194,8 +204,13 @@ def sample(
         for each prompt, the list of its completions.
 
     Raises:
-        InputError: if the policy cannot be loaded, or if a prompt does not fit into the policy's context.
+        InputError: if an argument is invalid, if the policy cannot be loaded, or if a prompt does not fit
+            into the policy's context.
     """
+    if isinstance(prompts, str):
+        raise InputError(f"prompts: should be a list of texts, such as [{prompts!r}], not a single text")
+    if num_completions < 1:
+        raise InputError(f"num_completions: should be at least 1, not {num_completions}")
     prompting = choose_prompting([policy], "{prompt}" if plain else None, max_new_tokens, temperature)
     loaded = load_for_evaluation(
         policy,

@@ -37,6 +37,7 @@ from llm_reinforce.problems import (
     examples_before,
     find_overlap,
     find_problems,
+    has_columns,
     in_template,
     problems_from,
     reads_split,
@@ -314,10 +315,16 @@ def _read_set(request: EvaluationRequest, source: Any, trained_on: Sequence[Prob
 def _example_pool(
     request: EvaluationRequest, name: str | None, trained_on: Sequence[Problem]
 ) -> Sequence[Problem]:
+    columns: dict[str, Any] = {
+        "prompt_column": request.prompt_column,
+        "answer_column": request.answer_column,
+    }
     if request.examples is not None and not isinstance(request.examples, str | PathLike):
-        return problems_from(request.examples, name="examples")
+        return problems_from(request.examples, name="examples", **columns)
     if request.examples is not None:
-        return find_problems(str(request.examples), config=request.config, split="train")
+        source = str(request.examples)
+        own = columns if has_columns(source) else {}
+        return find_problems(source, config=request.config, split="train", **own)
     part = training_part(name) if name is not None else None
     if name is not None and part is not None:
         return find_problems(name, split=part)
@@ -411,6 +418,8 @@ def _answer_file(
             "temperature": request.prompting.temperature,
             "seed": request.seed,
         }
+    if any(problem.algebra for problem in data.problems):
+        identity["algebra"] = True
     return open_answers(output / answer_file_name(data.name, request.decoding), identity, data.problems)
 
 

@@ -50,11 +50,13 @@ def choose_prompting(
     max_new_tokens: int | None = None,
     temperature: float | None = None,
     chat: ChatSettings | None = None,
+    *,
+    is_sampled: bool = True,
 ) -> Prompting:
     """Return the prompt template, token budget, temperature and chat settings of an evaluation.
 
     A value that is None is replaced by the value in the policies' runs. If no policy comes from a run, the
-    default is used.
+    default is used. Without `is_sampled`, decoding is greedy, and the temperatures of the runs may differ.
 
     Raises:
         InputError: if a value is None but differs between the runs of two policies, if the template does not
@@ -73,13 +75,13 @@ def choose_prompting(
         )
     found = [run_recipe(policy) for policy in policies]
     runs = [recipe for recipe in found if recipe is not None]
-    _check_runs_agree(
-        {
-            "template": (template, [run.problems.template for run in runs]),
-            "max_new_tokens": (max_new_tokens, [run.sampling.max_new_tokens for run in runs]),
-            "temperature": (temperature, [run.sampling.temperature for run in runs]),
-        }
-    )
+    options: dict[str, tuple[object, Sequence[object]]] = {
+        "template": (template, [run.problems.template for run in runs]),
+        "max_new_tokens": (max_new_tokens, [run.sampling.max_new_tokens for run in runs]),
+    }
+    if is_sampled:
+        options["temperature"] = temperature, [run.sampling.temperature for run in runs]
+    _check_runs_agree(options)
     first = runs[0] if runs else None
     return Prompting(
         tuple(recipe or first for recipe in found),

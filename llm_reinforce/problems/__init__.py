@@ -15,6 +15,7 @@ from llm_reinforce.problems.from_python import problems_from
 from llm_reinforce.problems.generators import OPERATIONS, generate_problems
 from llm_reinforce.problems.lookup import (
     find_problems,
+    has_columns,
     is_file_name,
     reads_split,
     training_part,
@@ -45,6 +46,7 @@ __all__ = [
     "find_problems",
     "folded_prompt",
     "generate_problems",
+    "has_columns",
     "have_answers",
     "in_template",
     "is_file_name",

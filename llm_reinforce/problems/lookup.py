@@ -139,6 +139,11 @@ def reads_split(data: str) -> bool:
     return kind_of(data)[0] in ("hub", "named")
 
 
+def has_columns(data: str) -> bool:
+    """Return True if the columns of the data can be selected: for files, folders, and ids on the hub."""
+    return is_file_name(data) or kind_of(data)[0] == "hub"
+
+
 def usual_template(data: str) -> str:
     """Return the default prompt template of a data set."""
     named = NAMED_SETS.get(data.partition("=")[0])

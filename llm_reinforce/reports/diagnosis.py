@@ -58,6 +58,8 @@ def facts_of(run: RecordedRun) -> RunFacts:
         num_warmup_updates=_integer(training.get("num_warmup_updates"), 0),
         is_full_precision=is_full and training.get("mixed_precision", "no") == "no",
         updates_per_batch=updates_per_batch,
+        has_curriculum=bool(reinforce.get("curriculum")),
+        has_refill=bool(reinforce.get("refill")),
     )
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from statistics import NormalDist
 from typing import Any
 
@@ -40,6 +40,27 @@ def problems_needed(changed: float, difference: float, power: float = POWER, lev
     z_level, z_power = NormalDist().inv_cdf(1.0 - level / 2.0), NormalDist().inv_cdf(power)
     spread = z_level * math.sqrt(changed) + z_power * math.sqrt(max(0.0, changed - difference**2))
     return math.ceil((spread / difference) ** 2)
+
+
+def problems_needed_for_means(
+    error: float, num: int, difference: float, power: float = POWER, level: float = LEVEL
+) -> int:
+    """Return the number of problems that are needed if each problem has several completions.
+
+        n = N ((z₁ + z₂) s / d)²
+
+    where s is the standard error of the difference with N problems, d is the difference, and z₁ and z₂ are
+    the normal quantiles of 1 - level/2 and of the power.
+
+    Args:
+        error: s.
+        num: N.
+        difference: d, not 0.
+        power: probability with which the difference is detected.
+        level: significance level of the two-sided test.
+    """
+    z_level, z_power = NormalDist().inv_cdf(1.0 - level / 2.0), NormalDist().inv_cdf(power)
+    return math.ceil(num * ((z_level + z_power) * error / difference) ** 2)
 
 
 def wilson(share: float, num: int, confidence: float) -> tuple[float, float]:
@@ -81,8 +102,11 @@ def memorized(run: RecordedRun, facts: RunFacts) -> Finding | None:
     The training problems are those of the last updates before the evaluation. Each problem counts once,
     because the episodes of one problem are not independent. The episodes are sampled at the temperature of
     training. Greedy decoding is usually more accurate than sampling, so the gap to a greedy evaluation is
-    underestimated.
+    underestimated. With `refill`, there is no finding, because the metric `accuracy` only describes the
+    problems that remain after the replacements.
     """
+    if facts.has_refill:
+        return None
     evaluations = [row for row in run.evaluations if row.get("data") == "held_out" and row.get("total")]
     if not evaluations or not run.metrics:
         return None
@@ -155,10 +179,20 @@ def small_evaluation(run: RecordedRun) -> Finding | None:
             continue
         total, gain = round(totals[-1]), float(paired["difference"])
         low, high = paired["interval"]
-        changed = _share_changed(paired, total)
-        if gain <= 0 or low > 0 or not gain <= changed:
+        if gain <= 0 or low > 0:
             continue
-        needed = problems_needed(changed, gain)
+        if paired.get("test") == "sign_flip":  # several completions per problem
+            error = (high - low) / (2 * NormalDist().inv_cdf(0.975))
+            needed = problems_needed_for_means(error, total, gain)
+            evidence = f"the standard error of the gain is {100 * error:.1f} points"
+        else:
+            changed = (len(paired.get("gained", [])) + len(paired.get("lost", []))) / max(1, total)
+            if gain > changed:  # the recorded comparison is damaged
+                continue
+            needed = problems_needed(changed, gain)
+            evidence = (
+                f"{changed:.1%} of the problems are solved only in the first or only in the last evaluation"
+            )
         if needed <= total:
             continue
         return finding(
@@ -168,16 +202,11 @@ def small_evaluation(run: RecordedRun) -> Finding | None:
             f"{100 * high:+.1f}], so {total:,} problems are too few to distinguish this gain from chance",
             f"evaluate on {needed:,} problems or more, for example with `llm-reinforce evaluate`",
             [
-                f"{changed:.1%} of the problems are solved only in the first or only in the last evaluation, "
-                f"so {needed:,} problems are needed to detect a gain of {100 * gain:.1f} points with a "
-                f"probability of {POWER:.0%}"
+                f"{evidence}, so {needed:,} problems are needed to detect a gain of {100 * gain:.1f} points "
+                f"with a probability of {POWER:.0%}"
             ],
         )
     return None
-
-
-def _share_changed(paired: Mapping[str, Any], total: int) -> float:
-    return (len(paired.get("gained", [])) + len(paired.get("lost", []))) / max(1, total)
 
 
 def _uses(run: RecordedRun, facts: RunFacts) -> float:

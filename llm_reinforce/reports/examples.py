@@ -31,12 +31,18 @@ def with_example(found: Finding, run: RecordedRun) -> Finding:
 def described(row: Row) -> str:
     """Return a description of an episode: update, prompt, completion, verdict and reward."""
     reward = total_reward(row)
+    if row.get("answer") is None:
+        verdict = ["not verified, because there is no reference answer"]
+    else:
+        verdict = [
+            f"right answer {shown(row['answer'], MAX_PROMPT)!r}",
+            f"judged {'right' if row.get('correct') else 'wrong'} ({shown(row.get('reason', ''), 40)})",
+        ]
     parts = [
         f"update {row['update']:,}",
         f"prompt {shown(row.get('prompt', ''), MAX_PROMPT)!r}",
         f"completion {shown(row.get('completion', ''), MAX_COMPLETION)!r}",
-        f"right answer {shown(row.get('answer', ''), MAX_PROMPT)!r}",
-        f"judged {'right' if row.get('correct') else 'wrong'} ({shown(row.get('reason', ''), 40)})",
+        *verdict,
         "unscored" if reward is None else f"reward {reward:.4g}",
     ]
     if row.get("failure"):

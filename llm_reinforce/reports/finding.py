@@ -95,6 +95,8 @@ class RunFacts:
         num_warmup_updates: number of updates over which the learning rate rises.
         is_full_precision: True if the weights and the forward pass have 32 or more bits.
         updates_per_batch: number of updates per batch. Each row of metrics describes one batch.
+        has_curriculum: True if the policy's earlier answers determine how often each problem is drawn.
+        has_refill: True if problems that are always or never solved are replaced.
     """
 
     num_problems: int | None
@@ -104,6 +106,8 @@ class RunFacts:
     num_warmup_updates: int = 0
     is_full_precision: bool = True
     updates_per_batch: int = 1
+    has_curriculum: bool = False
+    has_refill: bool = False
 
     @property
     def num_episodes(self) -> int:
@@ -180,12 +184,19 @@ def finite(rows: Sequence[Row], name: str) -> list[float]:
 
 
 def reward_names(rows: Sequence[Row]) -> list[str]:
-    """Return the names of the reward functions, read from the names of the metrics."""
-    names = {name for row in rows[:1] for name in row}
+    """Return the names of the reward functions, read from the names of the metrics of all updates.
+
+    In an update, a function that scores no episode has no mean, and a function without failures has no number
+    of failures.
+    """
+    names = {name for row in rows for name in row if name.startswith("rewards/")}
     return sorted(
-        name.removeprefix("rewards/").removesuffix("/mean")
-        for name in names
-        if name.startswith("rewards/") and name.endswith("/mean")
+        {
+            name.removeprefix("rewards/").removesuffix(end)
+            for name in names
+            for end in ("/mean", "/num_failed")
+            if name.endswith(end)
+        }
     )
 
 

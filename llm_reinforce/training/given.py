@@ -89,9 +89,9 @@ def read_arguments(
     if policy is not None:
         seed = rest.get("seed", config.seed if config else 0)
         sections["policy"], own_policy = _read_policy(policy, config, rest, folder, seed)
-        if rate := _default_learning_rate(own_policy):
-            given = config.training.model_dump(mode="json", exclude_unset=True) if config else {}
-            sections["training"] = {"learning_rate": rate, **given}
+        has_rate = config is not None and "learning_rate" in config.training.model_fields_set
+        if not has_rate and (rate := _default_learning_rate(own_policy)):
+            sections["training"] = {"learning_rate": rate}
     own_problems = GivenProblems()
     if problems is not None:
         columns = {name: rest.pop(name) for name in COLUMN_KEYWORDS if name in rest}

@@ -287,6 +287,8 @@ class TrainingLoop:
             self.training.num_warmup_updates,
             is_full_precision=self.training.mixed_precision == "no" and is_full_precision,
             updates_per_batch=self.reinforce.updates_per_batch,
+            has_curriculum=self.reinforce.curriculum is not None,
+            has_refill=self.reinforce.refill > 0,
         )
 
     def train(self, *, resume: bool = False) -> TrainState:

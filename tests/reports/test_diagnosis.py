@@ -195,6 +195,22 @@ def test_equal_rewards_of_right_and_wrong_answers_show_a_right_answer() -> None:
     assert "completion '3'" in found.example
 
 
+def test_accuracy_that_falls_with_a_curriculum_is_no_collapse() -> None:
+    falling = {"accuracy": lambda update: 0.4 if update < 40 else 0.1, "reward": 0.3}
+    settings = {"reinforce": {**SETTINGS["reinforce"], "curriculum": {"pools": {}}}}
+    assert only(recorded(**falling)).kind == "collapse"
+    assert "collapse" not in {
+        each.kind for each in diagnose(recorded(files={"settings": settings}, **falling))
+    }
+
+
+def test_accuracy_after_refill_does_not_show_memorized_problems() -> None:
+    files: dict[str, Any] = {"evaluations": [evaluation(60, 0.3, 400)]}
+    assert only(recorded(files=files)).kind == "memorized"
+    settings = {"reinforce": {**SETTINGS["reinforce"], "refill": 1}}
+    assert diagnose(recorded(files={**files, "settings": settings})) == ()
+
+
 def test_collapse_says_when_it_began_and_which_learning_rate_would_be_low_enough() -> None:
     found = only(
         recorded(
@@ -217,6 +233,21 @@ def test_failures_of_few_rewards_are_minor() -> None:
     assert "the reward function mine failed" in found.sentence
     assert found.example is not None
     assert "ValueError" in found.example
+
+
+def test_failures_of_a_function_that_never_scores_an_episode_are_found() -> None:
+    found = only(recorded(**{"rewards/mine/num_failed": lambda update: 3 if update > 1 else 0}))
+    assert found.kind == "reward_failures"
+
+
+def test_example_without_a_reference_answer_has_no_verdict() -> None:
+    failed = {"rewards/mine/mean": 0.4, "rewards/mine/num_failed": lambda update: 3 if update == 7 else 0}
+    unverified = {"answer": None, "correct": None, "reason": None, "extracted": None}
+    row = episode(7, **unverified, reward=None, failure="mine: ValueError: '12+'")
+    example = only(recorded(files={"episodes": [row]}, **failed)).example
+    assert example is not None
+    assert "not verified, because there is no reference answer" in example
+    assert "judged" not in example
 
 
 def test_reward_hacking_shows_a_wrong_completion_with_a_high_reward() -> None:
@@ -308,6 +339,14 @@ def test_evaluation_that_is_too_small_for_the_gain() -> None:
     assert "evaluate on 469 problems or more" in one.advice
     assert found(20, 2, 40, [0.2, 0.6]) == ()
     assert found(2, 4, 40, [-0.18, 0.08]) == ()
+
+
+def test_evaluation_with_several_completions_that_is_too_small_for_the_gain() -> None:
+    # the standard error is 1.5 points, so 200 ((1.96 + 0.8416) 1.5 / 1.7)² problems are needed
+    paired = {"difference": 0.017, "interval": [-0.0124, 0.0464], "test": "sign_flip", "gained": ["g"] * 134}
+    evaluated = {**evaluation(60, 0.8, 1600), "samples_per_problem": 8}
+    files = {"comparison": {"sampled": {"accuracy": paired}}, "evaluations": [evaluated]}
+    assert "evaluate on 1,223 problems or more" in only(recorded(files=files)).advice
 
 
 def test_number_of_problems_needed_has_the_stated_power() -> None:

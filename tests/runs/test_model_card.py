@@ -52,7 +52,9 @@ def test_card_of_a_run_with_a_warm_start_names_it(tmp_path: Path) -> None:
         "policy: {name_or_path: org/model}\nproblems: {train: {data: sums.jsonl}}\n"
         "training: {warm_start: {num_updates: 128, batch_size: 16}}\n"
     )
-    assert "**Warm start:** 128 supervised updates with 16 examples each" in model_card(RunDirectory(tmp_path))
+    assert "**Warm start:** 128 supervised updates with 16 examples each" in model_card(
+        RunDirectory(tmp_path)
+    )
 
 
 @pytest.mark.parametrize(("name", "base"), [("org/model", "org/model"), ("smollm2-135m", None)])

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from llm_reinforce.config import Config, RandomInitConfig
+from llm_reinforce.config import ADAPTER_LEARNING_RATE, LEARNING_RATE, Config, RandomInitConfig
 from llm_reinforce.console.run_display import Display, Silent
 from llm_reinforce.console.text import MAX_PROMPT, visible
 from llm_reinforce.errors import InputError, errors_in
@@ -83,6 +83,14 @@ def build_loop(
     display.say(f"problems: {len(split.train):,} to train on, {len(split.held_out):,} held out")
     if policy is None:
         policy = policy_from_config(config.policy, seed=config.seed)
+        # the settings do not show that the directory `policy.name_or_path` contains an adapter
+        is_adapter = hasattr(policy.model, "peft_config") and config.policy.lora is None
+        if is_adapter and "learning_rate" not in config.training.model_fields_set:
+            display.say(
+                "note: an adapter is trained with the default learning rate for all weights, "
+                f"{LEARNING_RATE:g}; adapters usually need a higher one, such as "
+                f"training.learning_rate={ADAPTER_LEARNING_RATE:g}"
+            )
     display.say(f"policy: {describe_policy(policy)}")
     notes = []
     for part in (split.train, split.held_out):

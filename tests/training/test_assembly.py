@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from llm_reinforce.config import Config, load_config
+from llm_reinforce.config import AdapterConfig, Config, PolicyConfig, RandomInitConfig, load_config
 from llm_reinforce.console.run_display import Silent
 from llm_reinforce.errors import InputError
-from llm_reinforce.policy import LanguagePolicy, check_prompts_fit
+from llm_reinforce.policy import LanguagePolicy, check_prompts_fit, policy_from_config, random_policy
 from llm_reinforce.problems import Problem, problems_from_config
 from llm_reinforce.rewards import reward_from_config
 from llm_reinforce.training.assembly import build_loop
@@ -247,3 +247,22 @@ def test_build_loop_uses_the_settings_of_the_recipe(tmp_path: Path) -> None:
     assert recorder.messages[1].startswith("policy: llama, ")
     assert "parameters, all trained; a completion ends with" in recorder.messages[1]
     assert trainer.train().num_updates == 2
+
+
+@pytest.mark.parametrize(("training", "is_noted"), [({}, True), ({"learning_rate": 1e-5}, False)])
+def test_default_learning_rate_of_an_adapter_in_a_directory_is_noted(
+    tmp_path: Path, training: dict[str, float], is_noted: bool
+) -> None:
+    shape = RandomInitConfig(num_layers=1, num_heads=2, hidden_size=8, intermediate_size=16, max_length=16)
+    random_policy(shape).save(tmp_path / "base")
+    base = PolicyConfig(name_or_path=str(tmp_path / "base"), lora=AdapterConfig(rank=2))
+    policy_from_config(base, seed=0).save(tmp_path / "adapter")
+    settings = {
+        "policy": {"name_or_path": str(tmp_path / "adapter")},
+        "problems": {"generate": {"digits": [1]}, "num_held_out": 10},
+        "sampling": {"max_new_tokens": 4},
+        "training": training,
+    }
+    recorder = MessageRecorder()
+    build_loop(Config.model_validate(settings), display=recorder)
+    assert any("training.learning_rate=0.0001" in message for message in recorder.messages) is is_noted

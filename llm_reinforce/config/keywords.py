@@ -80,9 +80,8 @@ def config_from_keywords(
     data: dict[str, Any] = base.model_dump(mode="json", exclude_unset=True) if base is not None else {}
     changed = [(key, *path) for key, value in described.items() for path in _paths(_plain(value))]
     for key, value in described.items():
-        # a policy or data set replaces that of `base`, but a learning rate does not replace other settings
-        kept = data.get(key, {}) if key == "training" else None
-        data[key] = _plain(value) if kept is None else {**kept, **_plain(value)}
+        # a policy or a data set replaces that of `base`, but a learning rate does not replace other settings
+        data[key] = {**data.get(key, {}), **_plain(value)} if key == "training" else _plain(value)
     problems = []
     plain = {name: _plain(value) for name, value in keywords.items()}
     for name, value in plain.items():

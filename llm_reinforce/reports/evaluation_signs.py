@@ -42,24 +42,20 @@ def problems_needed(changed: float, difference: float, power: float = POWER, lev
     return math.ceil((spread / difference) ** 2)
 
 
-def problems_needed_for_means(
-    error: float, num: int, difference: float, power: float = POWER, level: float = LEVEL
-) -> int:
+def problems_needed_for_means(error: float, num: int, difference: float) -> int:
     """Return the number of problems that are needed if each problem has several completions.
 
         n = N ((z₁ + z₂) s / d)²
 
     where s is the standard error of the difference with N problems, d is the difference, and z₁ and z₂ are
-    the normal quantiles of 1 - level/2 and of the power.
+    the normal quantiles of 1 - LEVEL/2 and of POWER.
 
     Args:
         error: s.
         num: N.
         difference: d, not 0.
-        power: probability with which the difference is detected.
-        level: significance level of the two-sided test.
     """
-    z_level, z_power = NormalDist().inv_cdf(1.0 - level / 2.0), NormalDist().inv_cdf(power)
+    z_level, z_power = NormalDist().inv_cdf(1.0 - LEVEL / 2.0), NormalDist().inv_cdf(POWER)
     return math.ceil(num * ((z_level + z_power) * error / difference) ** 2)
 
 

@@ -83,14 +83,7 @@ def build_loop(
     display.say(f"problems: {len(split.train):,} to train on, {len(split.held_out):,} held out")
     if policy is None:
         policy = policy_from_config(config.policy, seed=config.seed)
-        # the settings do not show that the directory `policy.name_or_path` contains an adapter
-        is_adapter = hasattr(policy.model, "peft_config") and config.policy.lora is None
-        if is_adapter and "learning_rate" not in config.training.model_fields_set:
-            display.say(
-                "note: an adapter is trained with the default learning rate for all weights, "
-                f"{LEARNING_RATE:g}; adapters usually need a higher one, such as "
-                f"training.learning_rate={ADAPTER_LEARNING_RATE:g}"
-            )
+        _note_low_rate_of_adapter(policy, config, display.say)
     display.say(f"policy: {describe_policy(policy)}")
     notes = []
     for part in (split.train, split.held_out):
@@ -154,6 +147,21 @@ def server_from_config(config: Config) -> SamplingServer | None:
     is_half = config.policy.dtype != "float32" or config.training.mixed_precision != "no"
     temperature = config.sampling.temperature
     return SamplingServer(settings, temperature=temperature, is_half=is_half, directory=directory)
+
+
+def _note_low_rate_of_adapter(policy: LanguagePolicy, config: Config, say: Callable[[str], None]) -> None:
+    """Say so if an adapter in a directory is trained with the default learning rate for all weights.
+
+    The default depends only on `policy.lora`, and the settings do not show that the directory
+    `policy.name_or_path` contains an adapter.
+    """
+    is_adapter = hasattr(policy.model, "peft_config") and config.policy.lora is None
+    if is_adapter and "learning_rate" not in config.training.model_fields_set:
+        say(
+            "note: an adapter is trained with the default learning rate for all weights, "
+            f"{LEARNING_RATE:g}; adapters usually need a higher one, such as "
+            f"training.learning_rate={ADAPTER_LEARNING_RATE:g}"
+        )
 
 
 def _check_alphabet(

@@ -286,6 +286,7 @@ def few_solutions(options: argparse.Namespace) -> Path:
     """Write a file with `NUM_FEW` worked solutions from all data sets, and return its path."""
     lines = (DATA / "demonstrations.jsonl").read_text().splitlines(keepends=True)
     path: Path = options.output / "few.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, "".join(lines[:: len(lines) // NUM_FEW][:NUM_FEW]))
     return path
 

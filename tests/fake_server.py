@@ -28,7 +28,7 @@ class FakeServer:
         prefix: path before the routes.
         max_length: maximum number of tokens that the server reports.
         missing: routes that the server lacks.
-        answers: texts of answers, by route, that replace the right ones.
+        answers: texts of answers, by route, that replace the correct ones.
         statuses: statuses of answers by route.
         lost: routes whose next answer is lost, after the request was carried out.
         skips_weights: function that returns True for a weight that a reload does not replace.

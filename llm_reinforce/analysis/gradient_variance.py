@@ -292,7 +292,7 @@ def estimator_statistics(
         raise InputError(
             f"{found} of the {len(reference)} problems have a nonzero gradient, but at least "
             f"{MIN_WITH_GRADIENT} are needed. The gradient is zero if all episodes of a problem have the "
-            "same return. Measure a `policy` whose answers are sometimes right and sometimes wrong "
+            "same return. Measure a `policy` whose answers are sometimes correct and sometimes wrong "
             "(--policy on the command line), or increase `num_problems` (--problems) or "
             "reinforce.episodes_per_problem (--set)"
         )

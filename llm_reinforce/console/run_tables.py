@@ -74,7 +74,7 @@ def episode_lines(episode: "Episode") -> Iterator[Text]:
     """Yield three lines about an episode: the prompt, the completion, and the verdict with the rewards."""
     verdict = "not verified"
     if episode.verdict is not None:
-        verdict = "right" if episode.verdict.correct else f"wrong ({episode.verdict.reason})"
+        verdict = "correct" if episode.verdict.correct else f"wrong ({episode.verdict.reason})"
     parts = ", ".join(f"{name} {value}" for name, value in episode.rewards.items())
     total = episode.total_reward
     reward = "unscored" if total is None else f"reward {total:g}"
@@ -97,7 +97,7 @@ def before_and_after(
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column(accuracy_title(rows[-1]["data"]))
     begun, ended = next(iter(first.values()))["update"], rows[-1]["update"]
-    for title in (f"update {begun:,}", "", f"update {ended:,}", "right"):
+    for title in (f"update {begun:,}", "", f"update {ended:,}", "correct"):
         table.add_column(title, no_wrap=True)
     for decoding, before in first.items():
         after = last[decoding]

@@ -340,7 +340,7 @@ def sample_lines(episodes: "Sequence[Episode]", width: int, num_lines: int) -> l
     if episode.verdict is not None and not episode.verdict.correct:
         pieces += [
             (f"answer {fitted(episode.verdict.extracted or 'none', width // 2)}", ""),
-            (f"right answer {fitted(episode.problem.answer or '', width // 2)}", ""),
+            (f"correct answer {fitted(episode.problem.answer or '', width // 2)}", ""),
         ]
     head = flow(pieces, width, " · ")[: num_lines - 1]
     rest = num_lines - len(head)
@@ -349,8 +349,8 @@ def sample_lines(episodes: "Sequence[Episode]", width: int, num_lines: int) -> l
 
 
 def _sample_table(episodes: "Sequence[Episode]") -> list[Text]:
-    """Return a line with titles and a line per episode, with the right answer beside a wrong answer."""
-    rows = [("", "prompt", "completion", "reward", "right answer")]
+    """Return a line with titles and a line per episode, with the correct answer beside a wrong answer."""
+    rows = [("", "prompt", "completion", "reward", "correct answer")]
     for each in episodes:
         is_wrong = each.verdict is not None and not each.verdict.correct
         answer = visible(each.problem.answer or "") if is_wrong else ""
@@ -375,7 +375,7 @@ def _verdict(episode: "Episode") -> tuple[str, str]:
     if episode.verdict is None:
         return "  not verified", ""
     if episode.verdict.correct:
-        return "✓ right", "green"
+        return "✓ correct", "green"
     return f"✗ wrong ({episode.verdict.reason.replace('_', ' ')})", "red"
 
 

@@ -106,10 +106,10 @@ def constant_table(rows: "Sequence[ConstantVariance]") -> RenderableType:
 def classifier_table(rows: "Sequence[ClassifierVariance]") -> RenderableType:
     """Return a table of the gradient variance of a classifier.
 
-    The table has a row per choice of the rewards for a wrong and a right label.
+    The table has a row per choice of the rewards for a wrong and a correct label.
     """
     table = _table()
-    for title in ("rewards, right and wrong", "reinforced", "to the label", "‖E ĝ‖", "variance"):
+    for title in ("rewards, correct and wrong", "reinforced", "to the label", "‖E ĝ‖", "variance"):
         table.add_column(title, justify="left" if title.startswith("rewards") else "right")
     for each in rows:
         table.add_row(
@@ -120,7 +120,7 @@ def classifier_table(rows: "Sequence[ClassifierVariance]") -> RenderableType:
             _cell(each.measured, each.predicted),
         )
     notes = (
-        "rewards: reward of the right label and of a wrong label; w is 1, and 'here' and 'there' are two "
+        "rewards: reward of the correct label and of a wrong label; w is 1, and 'here' and 'there' are two "
         "halves of the states; reinforced: share of the nonzero returns that make the sampled action more "
         "likely; to the label: share of the nonzero returns that move the policy towards the label; ‖E ĝ‖: "
         "norm of the expected gradient estimate"

@@ -131,10 +131,10 @@ def majority_at_k(answers: Sequence[Answer], k: int) -> float:
         raise ValueError(
             f"maj@{k} is not defined for {len(answers)} samples; k should be from 1 to {len(answers)}"
         )
-    return sum(_majority_is_right(group) for group in groups) / len(groups)
+    return sum(_majority_is_correct(group) for group in groups) / len(groups)
 
 
-def _majority_is_right(answers: Sequence[Answer]) -> bool:
+def _majority_is_correct(answers: Sequence[Answer]) -> bool:
     # among equal counts, `most_common` returns the vote that occurs first
     votes = Counter(_vote(answer) for answer in answers if answer.parsed)
     return bool(votes) and votes.most_common(1)[0][0] is True

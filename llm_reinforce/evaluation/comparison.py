@@ -99,7 +99,7 @@ def kind_of_failure(answer: Answer) -> Kind:
     return "arithmetic" if answer.terminated else "truncation"
 
 
-def is_right(answer: Answer, criterion: Criterion) -> bool:
+def is_correct(answer: Answer, criterion: Criterion) -> bool:
     """Return True if the verifier (`accuracy`) or the strict extraction (`strict`) accepts the answer."""
     return answer.correct if criterion == "accuracy" else answer.strict
 
@@ -127,13 +127,13 @@ def compare_by(before: Evaluation, after: Evaluation, criterion: Criterion = "ac
         raise ValueError(
             "the two evaluations are of different problems; evaluate both policies on the same problems"
         )
-    right_before = _shares(before, lambda answer: is_right(answer, criterion))
-    right_after = _shares(after, lambda answer: is_right(answer, criterion))
-    differences = [late - early for early, late in zip(right_before, right_after, strict=True)]
+    correct_before = _shares(before, lambda answer: is_correct(answer, criterion))
+    correct_after = _shares(after, lambda answer: is_correct(answer, criterion))
+    differences = [late - early for early, late in zip(correct_before, correct_after, strict=True)]
     gained = tuple(_ids(before, [difference > 0 for difference in differences]))
     lost = tuple(_ids(before, [difference < 0 for difference in differences]))
     is_single = before.samples_per_problem == after.samples_per_problem == 1
-    sides = right_before, right_after
+    sides = correct_before, correct_after
     return Comparison(
         criterion=criterion,
         before=before.measures[criterion].value,
@@ -167,14 +167,14 @@ def _part(
     kind: Kind,
     criterion: Criterion,
     evaluations: tuple[Evaluation, Evaluation],
-    right: tuple[Sequence[float], Sequence[float]],
+    correct: tuple[Sequence[float], Sequence[float]],
 ) -> Part:
     def fails(answer: Answer) -> bool:
-        return not is_right(answer, criterion) and kind_of_failure(answer) == kind
+        return not is_correct(answer, criterion) and kind_of_failure(answer) == kind
 
     failed = [_shares(evaluation, fails) for evaluation in evaluations]
-    gained = [late * early for late, early in zip(right[1], failed[0], strict=True)]
-    lost = [early * late for early, late in zip(right[0], failed[1], strict=True)]
+    gained = [late * early for late, early in zip(correct[1], failed[0], strict=True)]
+    lost = [early * late for early, late in zip(correct[0], failed[1], strict=True)]
     return Part(math.fsum(gained) / len(gained), math.fsum(lost) / len(lost))
 
 

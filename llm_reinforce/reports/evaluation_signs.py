@@ -15,7 +15,7 @@ GAP = 0.1
 CONFIDENCE = 0.999
 NEIGHBORS = 5  # number of batches before an evaluation whose episodes are compared with the evaluation
 POWER, LEVEL = 0.8, 0.05  # power and significance level of a comparison
-# for `one_answer`: minimum share of the most frequent answer, and maximum share of the most frequent right
+# for `one_answer`: minimum share of the most frequent answer, and maximum share of the most frequent correct
 # answer
 ONE_ANSWER, FEW_EQUAL = 0.9, 0.5
 MIN_ANSWERS = 20  # minimum number of answers that `one_answer` examines
@@ -142,11 +142,11 @@ def one_answer(run: RecordedRun, facts: RunFacts) -> Finding | None:
     """Return a finding if the policy gives the same final answer to nearly all of the latest problems."""
     answers, where = _last_answers(run, facts)
     given = Counter(str(each) for each, _ in answers if each is not None)
-    right = Counter(answer for _, answer in answers)
+    correct = Counter(answer for _, answer in answers)
     if len(answers) < MIN_ANSWERS or not given:
         return None
-    (most, count), (_, count_right) = given.most_common(1)[0], right.most_common(1)[0]
-    if count < ONE_ANSWER * len(answers) or count_right > FEW_EQUAL * len(answers):
+    (most, count), (_, count_correct) = given.most_common(1)[0], correct.most_common(1)[0]
+    if count < ONE_ANSWER * len(answers) or count_correct > FEW_EQUAL * len(answers):
         return None
     return finding(
         "one_answer",
@@ -156,8 +156,8 @@ def one_answer(run: RecordedRun, facts: RunFacts) -> Finding | None:
         "start a new run with a lower training.learning_rate or a higher reinforce.entropy_coefficient, and "
         "check that the reward depends on the problem",
         [
-            f"the {len(answers):,} problems have {len(right):,} different right answers, of which the most "
-            f"frequent occurs {count_right:,} times"
+            f"the {len(answers):,} problems have {len(correct):,} different correct answers, of which the "
+            f"most frequent occurs {count_correct:,} times"
         ],
     )
 
@@ -212,7 +212,7 @@ def _uses(run: RecordedRun, facts: RunFacts) -> float:
 def _last_answers(run: RecordedRun, facts: RunFacts) -> tuple[list[tuple[Any, str]], str]:
     """Return the policy's latest answers, and a phrase that says where they come from.
 
-    Each answer is a pair (final answer of the policy, right answer). The answers are from the last
+    Each answer is a pair (final answer of the policy, correct answer). The answers are from the last
     evaluation. If fewer than `MIN_ANSWERS` of its answers are recorded, they are from the last episodes.
     """
     rows: Sequence[Row] = [row for row in run.answers if row.get("completions")]

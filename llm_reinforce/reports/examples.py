@@ -35,8 +35,8 @@ def described(row: Row) -> str:
         verdict = ["not verified, because there is no reference answer"]
     else:
         verdict = [
-            f"right answer {shown(row['answer'], MAX_PROMPT)!r}",
-            f"judged {'right' if row.get('correct') else 'wrong'} ({shown(row.get('reason', ''), 40)})",
+            f"correct answer {shown(row['answer'], MAX_PROMPT)!r}",
+            f"judged {'correct' if row.get('correct') else 'wrong'} ({shown(row.get('reason', ''), 40)})",
         ]
     parts = [
         f"update {row['update']:,}",
@@ -64,9 +64,9 @@ def _rewarded(rows: Sequence[Row]) -> Row | None:
 
 
 def _unrewarded(rows: Sequence[Row]) -> Row | None:
-    """Return the last episode with a right answer or, if no answer is right, the result of `_refused`.
+    """Return the last episode with a correct answer or, if no answer is correct, the result of `_refused`.
 
-    A right answer is an example of the symptom `equal_rewards`, because wrong answers have the same reward.
+    A correct answer is an example of the symptom `equal_rewards`, because wrong answers have the same reward.
     """
     return next((row for row in reversed(rows) if row.get("correct")), None) or _refused(rows)
 

@@ -105,11 +105,11 @@ def against_hacking(rows: Sequence[Row]) -> str:
     if len(names) == 1:
         return (
             f"read the completions with high rewards, and change the reward function {names[0]} so that "
-            "wrong answers get lower rewards than right answers"
+            "wrong answers get lower rewards than correct answers"
         )
     return (
         "read the completions with high rewards, then change the reward functions: give rewards only to "
-        "right answers, lower the weights of the functions that reward wrong answers, or limit the values "
+        "correct answers, lower the weights of the functions that reward wrong answers, or limit the values "
         "of these functions"
     )
 

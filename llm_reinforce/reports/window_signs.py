@@ -39,7 +39,7 @@ Sign = Callable[[Sequence[Row], RunFacts], Finding | None]
 
 
 def no_reward(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
-    """Return a finding if no answer is right and the mean reward of every update is at most 0.
+    """Return a finding if no answer is correct and the mean reward of every update is at most 0.
 
     There is no finding if the rewards differ within more than half of the groups, because the policy can
     learn from these differences.
@@ -60,7 +60,7 @@ def no_reward(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
     return finding(
         "no_reward",
         updates_of(rows, facts),
-        f"{what} and no answer is right, so there is nothing to learn from",
+        f"{what} and no answer is correct, so there is nothing to learn from",
         "check the format of the answers and the reward function, or use easier problems, a warm start, or "
         "a higher reinforce.episodes_per_problem",
         verdicts(rows),
@@ -68,7 +68,7 @@ def no_reward(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
 
 
 def equal_rewards(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
-    """Return a finding if all episodes have the same reward, unless all answers are right."""
+    """Return a finding if all episodes have the same reward, unless all answers are correct."""
     rewards = [number(row, "reward") for row in rows]
     if not all(map(math.isfinite, rewards)) or all(number(row, "accuracy") == 1.0 for row in rows):
         return None
@@ -80,9 +80,9 @@ def equal_rewards(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
         "equal_rewards",
         updates_of(rows, facts),
         f"all episodes in {span(rows, facts)} have the reward {rewards[-1]:.6g}"
-        + (f", although {accuracy:.1%} of the answers are right" if accuracy > 0 else "")
+        + (f", although {accuracy:.1%} of the answers are correct" if accuracy > 0 else "")
         + ", so there is nothing to learn from",
-        f"fix the reward function {' or '.join(reward_names(rows))}, which gives right answers the same "
+        f"fix the reward function {' or '.join(reward_names(rows))}, which gives correct answers the same "
         "reward as wrong answers: compare the answer format that the function requires with the "
         "completions, and check that the policy can write this format"
         if accuracy > 0
@@ -169,7 +169,7 @@ def truncation(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
         "truncation",
         updates_of(rows, facts),
         f"{truncated:.0%} of the completions in {span(rows, facts)} are cut off by sampling.max_new_tokens, "
-        "and right answers may be cut off too",
+        "and correct answers may be cut off too",
         "raise sampling.max_new_tokens, ask for shorter answers in the prompt, or reward shorter answers",
         [
             f"mean length: {mean(rows, 'completions/mean_length'):.1f} tokens; longest completion: "

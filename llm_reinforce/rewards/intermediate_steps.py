@@ -48,13 +48,13 @@ class Equation:
             "2+3=5 apples", these are the 7 characters "2+3=5 a". If only the end of the text completes the
             equation, `end` is the length of the text plus 1.
         text: the equation without spaces.
-        is_right: True if both sides have the same value.
+        is_correct: True if both sides have the same value.
     """
 
     start: int
     end: int
     text: str
-    is_right: bool
+    is_correct: bool
 
 
 def intermediate_steps(right: float = 1.0, wrong: float = -1.0, max_steps: int = 8) -> RewardFunction:
@@ -93,7 +93,7 @@ def intermediate_steps(right: float = 1.0, wrong: float = -1.0, max_steps: int =
                 break
         return StepRewards(
             [
-                (equation.start, equation.end, right if equation.is_right else wrong)
+                (equation.start, equation.end, right if equation.is_correct else wrong)
                 for equation in steps.values()
             ]
         )
@@ -153,7 +153,7 @@ def _compare(left: _Side, right: _Side, text: str, end: int) -> Iterator[Equatio
     values = [_value(side) for side in sides]
     if None not in values:
         without_spaces = "=".join("".join(side) for side in sides)
-        yield Equation(left.start, end, without_spaces, is_right=values[0] == values[1])
+        yield Equation(left.start, end, without_spaces, is_correct=values[0] == values[1])
 
 
 def _may_start(side: _Side, text: str) -> bool:

@@ -127,19 +127,19 @@ class _Answer:
     reason: str = ""
 
 
-def _refusal(given: str, right: str, prompt: str) -> str:
-    """Return "equal" if `given` equals the reference answer `right`, or the reason to reject `given`."""
+def _refusal(given: str, reference: str, prompt: str) -> str:
+    """Return "equal" if `given` equals the reference answer `reference`, or the reason to reject `given`."""
     if len(given) > _MAX_ANSWER or not _is_well_formed(given):
         return "not_a_number"
-    if _HEDGE.search(given) and not _HEDGE.search(right):
+    if _HEDGE.search(given) and not _HEDGE.search(reference):
         return "relation"
-    if _OPERATION.search(given) and not _OPERATION.search(right):
+    if _OPERATION.search(given) and not _OPERATION.search(reference):
         return "not_evaluated"
-    if _squeezed(given) != _squeezed(right) and len(given) > 2 and _squeezed(given) in _squeezed(prompt):
+    if _squeezed(given) != _squeezed(reference) and len(given) > 2 and _squeezed(given) in _squeezed(prompt):
         return "not_evaluated"  # the answer repeats the question or a part of it
-    if _WORDS_ONLY.fullmatch(right) and len(right) > 3:
+    if _WORDS_ONLY.fullmatch(reference) and len(reference) > 3:
         return "different"  # equal texts have already been accepted
-    mine, theirs = _taken_apart(given), _taken_apart(right)
+    mine, theirs = _taken_apart(given), _taken_apart(reference)
     if mine.reason:
         return mine.reason
     if not same_unit(mine.unit, theirs.unit):
@@ -163,17 +163,17 @@ def _compare_values(mine: _Answer, theirs: _Answer) -> str:
         left, value = map(_letters, mine.equation)
         if not left or left & value:  # `x+y = 3` names its value, but `x = 5x` does not
             return "different"
-    values, right = mine.values, theirs.values
-    if mine.has_signs and len(right) == 1:
+    values, reference = mine.values, theirs.values
+    if mine.has_signs and len(reference) == 1:
         return "relation"
-    if len(values) != len(right):
-        return "several_values" if len(values) > len(right) else "different"
-    if any(_brackets(value) not in {_brackets(one) for one in right} for value in values):
+    if len(values) != len(reference):
+        return "several_values" if len(values) > len(reference) else "different"
+    if any(_brackets(value) not in {_brackets(one) for one in reference} for value in values):
         return "different"
     for other in mine.others:
-        if (reason := compare_parts((other,), right)) != "equal":
+        if (reason := compare_parts((other,), reference)) != "equal":
             return "several_values" if reason == "different" else reason
-    return compare_parts(values, right)
+    return compare_parts(values, reference)
 
 
 @lru_cache(maxsize=4_096)
@@ -310,7 +310,7 @@ if hasattr(os, "register_at_fork"):
 
 
 @lru_cache(maxsize=16_384)
-def compare_parts(answer: tuple[str, ...], right: tuple[str, ...], *, is_equation: bool = False) -> str:
+def compare_parts(answer: tuple[str, ...], reference: tuple[str, ...], *, is_equation: bool = False) -> str:
     """Compare an answer with the reference answer in a worker process.
 
     Values are compared as lists whose order does not matter. Equations are equal if they differ only by a
@@ -321,15 +321,16 @@ def compare_parts(answer: tuple[str, ...], right: tuple[str, ...], *, is_equatio
 
     Args:
         answer: the values of the answer, or the two sides of its equation.
-        right: the values of the reference answer, or the two sides of its equation.
-        is_equation: True if `answer` and `right` are the sides of equations.
+        reference: the values of the reference answer, or the two sides of its equation.
+        is_equation: True if `answer` and `reference` are the sides of equations.
     """
-    if any(map(_BASE.fullmatch, (*answer, *right))):
-        return "equal" if _in_base(answer) == _in_base(right) else "different"
+    if any(map(_BASE.fullmatch, (*answer, *reference))):
+        return "equal" if _in_base(answer) == _in_base(reference) else "different"
     idle = _idle
     worker = idle.get()
     try:
-        (reply,) = worker.ask([{"right": right, "answer": answer, "is_equation": is_equation}], TIME_LIMIT)
+        question = {"reference": reference, "answer": answer, "is_equation": is_equation}
+        (reply,) = worker.ask([question], TIME_LIMIT)
     finally:
         idle.put(worker)
     if isinstance(reply, WorkerTimeoutError):

@@ -36,18 +36,18 @@ _FIRST = ("1+x", r"\frac{x}{2}+\sqrt{3}", "(1,2)", r"\{1,2\}", "x>1", r"\sin x")
 def prepare(settings: Mapping[str, Any]) -> tuple[dict[str, Any], Callable[[Any], object]]:
     """Import math-verify, and return an empty greeting and the function that compares two answers.
 
-    The function takes a mapping {"right": reference values, "answer": values, "is_equation": bool} and
+    The function takes a mapping {"reference": reference values, "answer": values, "is_equation": bool} and
     returns {"equal": bool}.
     """
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # discard the warnings that libraries print
     logging.disable(logging.CRITICAL)
 
     def answer(question: Mapping[str, Any]) -> dict[str, bool]:
-        right, given = ([parsed(text) for text in question[side]] for side in ("right", "answer"))
-        if None in right or None in given:
+        reference, given = ([parsed(text) for text in question[side]] for side in ("reference", "answer"))
+        if None in reference or None in given:
             return {"equal": False}
         compare = are_proportional if question["is_equation"] else are_same
-        return {"equal": bool(compare(right, given))}
+        return {"equal": bool(compare(reference, given))}
 
     # the first comparisons are slow, because they load grammars and import modules
     for expression in _FIRST:
@@ -78,12 +78,12 @@ def parsed(text: str) -> Any:
         return None
 
 
-def are_same(right: list[Any], answer: list[Any]) -> bool:
+def are_same(reference: list[Any], answer: list[Any]) -> bool:
     """Return True if the reference values and the answer's values are equal, in any order."""
     from math_verify import verify
 
     unused = list(answer)
-    for mine in right:
+    for mine in reference:
         for index, theirs in enumerate(unused):
             if verify(mine, theirs, timeout_seconds=None) and is_confirmed(mine, theirs):
                 del unused[index]
@@ -93,14 +93,14 @@ def are_same(right: list[Any], answer: list[Any]) -> bool:
     return not unused
 
 
-def are_proportional(right: list[Any], answer: list[Any]) -> bool:
+def are_proportional(reference: list[Any], answer: list[Any]) -> bool:
     """Return True if two equations differ by a constant factor that is not zero.
 
     Args:
-        right: the two sides of the reference equation.
+        reference: the two sides of the reference equation.
         answer: the two sides of the other equation.
     """
-    mine, theirs = (_exact(sides[0]) - _exact(sides[1]) for sides in (right, answer))
+    mine, theirs = (_exact(sides[0]) - _exact(sides[1]) for sides in (reference, answer))
     symbols = sorted(mine.free_symbols, key=str)
     if not symbols or mine.free_symbols != theirs.free_symbols:
         return False
@@ -112,7 +112,7 @@ def are_proportional(right: list[Any], answer: list[Any]) -> bool:
     return len(ratios) >= 3 and ratios[0] != 0 and all(_is_close(ratios[0], ratio) for ratio in ratios)
 
 
-def is_confirmed(right: Any, answer: Any) -> bool:
+def is_confirmed(reference: Any, answer: Any) -> bool:
     """Return True if two expressions that are equal according to math-verify have the same kind and value.
 
     Kinds are, for example, a number, a matrix, a set, a tuple or an interval.
@@ -121,30 +121,30 @@ def is_confirmed(right: Any, answer: Any) -> bool:
     from sympy.core.relational import Relational
     from sympy.sets.sets import Set
 
-    if isinstance(answer, Equality) and not isinstance(right, Relational):
+    if isinstance(answer, Equality) and not isinstance(reference, Relational):
         answer = answer.rhs
     for kind in (MatrixBase, FiniteSet, Tuple, Interval):
-        if isinstance(right, kind) != isinstance(answer, kind) and kind is not Interval:
+        if isinstance(reference, kind) != isinstance(answer, kind) and kind is not Interval:
             return False
-        if not (isinstance(right, kind) and isinstance(answer, kind)):
+        if not (isinstance(reference, kind) and isinstance(answer, kind)):
             continue
         if kind is FiniteSet:
-            return len(right) == len(answer) and all(
-                any(is_confirmed(mine, theirs) for theirs in answer) for mine in right
+            return len(reference) == len(answer) and all(
+                any(is_confirmed(mine, theirs) for theirs in answer) for mine in reference
             )
         if kind is Interval:
-            is_same = (right.left_open, right.right_open) == (answer.left_open, answer.right_open)
-            parts: list[Any] = [(right.start, right.end), (answer.start, answer.end)]
+            is_same = (reference.left_open, reference.right_open) == (answer.left_open, answer.right_open)
+            parts: list[Any] = [(reference.start, reference.end), (answer.start, answer.end)]
         else:
-            is_same = getattr(right, "shape", len(right)) == getattr(answer, "shape", len(answer))
-            parts = [side.flat() if kind is MatrixBase else side for side in (right, answer)]
+            is_same = getattr(reference, "shape", len(reference)) == getattr(answer, "shape", len(answer))
+            parts = [side.flat() if kind is MatrixBase else side for side in (reference, answer)]
         return is_same and all(map(is_confirmed, *parts))
-    if isinstance(right, Set | Relational) or isinstance(answer, Set | Relational):
+    if isinstance(reference, Set | Relational) or isinstance(answer, Set | Relational):
         return True  # unions and relations, which math-verify compares exactly
-    return _equal_numbers(right, answer)
+    return _equal_numbers(reference, answer)
 
 
-def _equal_numbers(right: Any, answer: Any) -> bool:
+def _equal_numbers(reference: Any, answer: Any) -> bool:
     """Return True if two expressions are equal at several values of their variables, to 45 digits.
 
     The values are computed with 60 digits. If there is no point at which both expressions are finite,
@@ -152,19 +152,19 @@ def _equal_numbers(right: Any, answer: Any) -> bool:
     """
     from sympy import simplify
 
-    if right == answer:
+    if reference == answer:
         return True
-    right, answer = _exact(right), _exact(answer)
-    symbols = sorted(right.free_symbols | answer.free_symbols, key=str)
+    reference, answer = _exact(reference), _exact(answer)
+    symbols = sorted(reference.free_symbols | answer.free_symbols, key=str)
     num_compared = 0
     for values in _points(symbols, 4 if symbols else 1):
-        mine, theirs = (side.subs(values).evalf(_DIGITS, maxn=10_000) for side in (right, answer))
+        mine, theirs = (side.subs(values).evalf(_DIGITS, maxn=10_000) for side in (reference, answer))
         if not (mine.is_number and theirs.is_number and mine.is_finite and theirs.is_finite):
             continue
         if not _is_close(mine, theirs):
             return False
         num_compared += 1
-    return bool(num_compared) or simplify(right - answer) == 0
+    return bool(num_compared) or simplify(reference - answer) == 0
 
 
 def _exact(expression: Any) -> Any:

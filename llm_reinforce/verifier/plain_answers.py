@@ -58,20 +58,20 @@ class Verdict:
 
 def verify_plain(completion: str, answer: str, *, algebra: bool = False, truncated: bool = False) -> Verdict:
     """Compare the final answer with a reference answer that is a number or text; see `verify`."""
-    right = read_answer(answer)
-    if right.value is None:
+    reference = read_answer(answer)
+    if reference.value is None:
         return _verify_text(find_final_answer(completion, truncated=truncated), answer, algebra=algebra)
     is_cached = len(completion) <= REMEMBERED_LENGTH
     reading = (read_cached if is_cached else read_completion)(completion, truncated)
     if reading.value is None:
         return Verdict(False, reading.text, reading.reason)
-    is_equal = reading.value == right.value
-    if reading.is_percent != right.is_percent:  # 20% equals 20 and 0.2, but 20% and 0.2% differ
+    is_equal = reading.value == reference.value
+    if reading.is_percent != reference.is_percent:  # 20% equals 20 and 0.2, but 20% and 0.2% differ
         is_equal = (
-            is_equal or reading.value * (100 if reading.is_percent else Fraction(1, 100)) == right.value
+            is_equal or reading.value * (100 if reading.is_percent else Fraction(1, 100)) == reference.value
         )
-    is_other_label = reading.label and right.label and reading.label != right.label
-    is_equal = is_equal and same_unit(reading.unit, right.unit) and not is_other_label
+    is_other_label = reading.label and reference.label and reading.label != reference.label
+    is_equal = is_equal and same_unit(reading.unit, reference.unit) and not is_other_label
     return Verdict(is_equal, reading.text, "equal" if is_equal else "different")
 
 
@@ -171,31 +171,31 @@ def _verify_text(final: FinalAnswer, answer: str, *, algebra: bool) -> Verdict:
     given = plain((given if final.slot is None else final.slot).strip()[: MAX_SLOT + 1]).strip()
     # a period may be part of the answer: "St. Louis"
     candidates = [given] if final.line is None else [sentence(given), given]
-    right = plain(answer[: MAX_SLOT + 1]).strip()
+    reference = plain(answer[: MAX_SLOT + 1]).strip()
     if not given:
         return Verdict(False, None, "no_answer")
-    if _folded(right, is_algebra=False).lstrip("+-") in _NO_VALUES:
+    if _folded(reference, is_algebra=False).lstrip("+-") in _NO_VALUES:
         return Verdict(False, given, "not_a_number")
-    is_equal = bool(right) and any(is_same_text(one, right, algebra=algebra) for one in candidates)
+    is_equal = bool(reference) and any(is_same_text(one, reference, algebra=algebra) for one in candidates)
     return Verdict(is_equal, candidates[0], "equal" if is_equal else "different")
 
 
-def is_same_text(text: str, right: str, *, algebra: bool) -> bool:
+def is_same_text(text: str, reference: str, *, algebra: bool) -> bool:
     """Return True if two normalized texts are equal as words, as a choice such as (B), or as algebra.
 
     Case and signs are significant only in algebra.
     """
-    letters = _LETTERS.fullmatch(right)
-    is_algebra = bool(_ALGEBRA.search(right)) or (letters is not None and (algebra or not letters[1]))
-    is_algebra = is_algebra or (algebra and not _WORDS.search(right) and not _CHOICE.fullmatch(right))
-    if not is_algebra and (choice := _CHOICE.match(right)):
-        rest = right[choice.end() :]
+    letters = _LETTERS.fullmatch(reference)
+    is_algebra = bool(_ALGEBRA.search(reference)) or (letters is not None and (algebra or not letters[1]))
+    is_algebra = is_algebra or (algebra and not _WORDS.search(reference) and not _CHOICE.fullmatch(reference))
+    if not is_algebra and (choice := _CHOICE.match(reference)):
+        rest = reference[choice.end() :]
         text = _OPTION.sub("", text)
         given = _CHOICE_BEFORE.match(text)
         is_alone = not rest and given and not _OTHER_CHOICE.search(text, given.end())
         if is_alone and given and (given[1] or given[2]).upper() == choice[1]:
             return True
-    mine, theirs = (_folded(side, is_algebra=is_algebra) for side in (text, right))
+    mine, theirs = (_folded(side, is_algebra=is_algebra) for side in (text, reference))
     if mine == theirs:
         return True
     left, equals, value = theirs.partition("=")

@@ -2,8 +2,8 @@
 
 The two policies are toys for which all episodes can be enumerated, so that the true values are known
 (`tests/analysis/toy.py`). The toy `arbitrary` has arbitrary rewards at every action. In the toy `rare`, one
-of seven completions has a reward, like the right answer to a hard question. Each repetition draws new groups
-of two episodes. `--repeats` sets the precision: 1,000 repetitions give a standard error of 0.7 points.
+of seven completions has a reward, like the correct answer to a hard question. Each repetition draws new
+groups of two episodes. `--repeats` sets the precision: 1,000 repetitions give a standard error of 0.7 points.
 
 Results with 64 problems: For the toy `arbitrary`, the intervals contain the true value in 92% to 98% of the
 cases, with two exceptions: up to 100% for the bias, and 89% for the variance of "whole return". For the toy

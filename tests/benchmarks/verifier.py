@@ -229,7 +229,7 @@ def real_completions(console: Console, *, show: bool) -> None:
     }
     cases = [(pair.completion, pair.answer) for pairs in sets.values() for pair in pairs]
     judged = {name: iter(judge(cases)) for name, judge in judges.items()}
-    labels = [f"{label} {verdict}" for label in ("right", "wrong") for verdict in ("accepted", "refused")]
+    labels = [f"{label} {verdict}" for label in ("correct", "wrong") for verdict in ("accepted", "refused")]
     for title, pairs in sets.items():
         table = Table("verifier", *labels, "over 1 s or failed", "CPU seconds")
         table.title = f"{len(pairs)} pairs of {title}"
@@ -251,7 +251,7 @@ def _cells(pairs: list[Pair], verdicts: Sequence[bool | None]) -> list[str]:
 
 def _described(verifier: str, pair: Pair, verdict: bool | None) -> str:
     happened = {True: "accepted", False: "refused", None: "not judged"}[verdict]
-    label = "right" if pair.correct else "wrong"
+    label = "correct" if pair.correct else "wrong"
     read = f", read as {verify(pair.completion, pair.answer)}" if verifier == "llm_reinforce" else ""
     head = f"{verifier}: row {pair.row} ({pair.kind}), {label} answer {pair.answer} {happened}{read}"
     return f"{head}\n{indent(pair.completion[-SHOWN:], '    ')}"

@@ -13,7 +13,7 @@ are:
   compares it with the accuracy before training and between methods. It needs the results of `base`.
 - `shaping` and `format` compare rewards on dev.jsonl, at an equal budget of sampled tokens, and record the
   symptoms that the doctor finds. `shaping` also measures `refill` and the curriculum. It continues from the
-  warm start of `few solutions` with seed 0, with which few answers are right. `format` starts from the
+  warm start of `few solutions` with seed 0, with which few answers are correct. `format` starts from the
   untrained policy.
 
 `word_problems_plot.py` prints and draws the results. All files are written to `--output`. Complete runs are
@@ -135,14 +135,14 @@ PAIRS = (  # methods that are compared with each other
 NO_UPDATE = ("training.num_updates=1", "training.learning_rate=1e-30", "reinforce.problems_per_update=2")
 REWARDS = "rewards=[{function: correct_answer}, {function: %s}]"
 SHAPING = {  # changes of the recipe: additional rewards, and other choices of the training problems
-    "right answer": [],
-    "right steps": [REWARDS % "intermediate_steps, weight: 0.2"],
-    "right steps, weight 1": [REWARDS % "intermediate_steps, weight: 1, arguments: {wrong: 0}"],
+    "correct answer": [],
+    "correct steps": [REWARDS % "intermediate_steps, weight: 0.2"],
+    "correct steps, weight 1": [REWARDS % "intermediate_steps, weight: 1, arguments: {wrong: 0}"],
     "concise": [REWARDS % "conciseness, weight: 0.5, arguments: {max_tokens: 48}"],
     "refill": ["reinforce.refill=1"],
     "curriculum": ["reinforce.curriculum={}"],
 }
-FORMAT = {"right answer": [], "format": [REWARDS % "answer_format, weight: 0.2"]}
+FORMAT = {"correct answer": [], "format": [REWARDS % "answer_format, weight: 0.2"]}
 LOGGED = (  # metrics of each update that are kept
     "update",
     "reward",
@@ -411,8 +411,12 @@ def by_similarity(similar: Sequence[bool]) -> dict[str, list[bool]]:
 
 def accuracy(evaluation: Evaluation, kept: Sequence[bool]) -> dict[str, Any]:
     """Return the greedy accuracy on the kept problems, with its interval."""
-    rights = [float(answer.correct) for (answer,) in compress(evaluation.answers, kept)]
-    return {"total": len(rights), "accuracy": sum(rights) / len(rights), "interval": share_interval(rights)}
+    correct = [float(answer.correct) for (answer,) in compress(evaluation.answers, kept)]
+    return {
+        "total": len(correct),
+        "accuracy": sum(correct) / len(correct),
+        "interval": share_interval(correct),
+    }
 
 
 def change(before: Evaluation, after: Evaluation) -> dict[str, Any]:
@@ -444,8 +448,8 @@ def mean_change(both: Sequence[tuple[Evaluation, Evaluation]], kept: Sequence[bo
 
     Its interval covers the choice of the problems.
     """
-    rights = [[[float(answer.correct) for (answer,) in each.answers] for each in pair] for pair in both]
-    differences = [[new - old for old, new in zip(*pair, strict=True)] for pair in rights]
+    correct = [[[float(answer.correct) for (answer,) in each.answers] for each in pair] for pair in both]
+    differences = [[new - old for old, new in zip(*pair, strict=True)] for pair in correct]
     means = [sum(each) / len(both) for each in compress(zip(*differences, strict=True), kept)]
     return {"difference": sum(means) / len(means), "interval": list(difference_interval(means))}
 

@@ -252,7 +252,7 @@ def test_the_view_fits_the_terminal(width: int, height: int, encoding: str) -> N
         band = "[\u2801-⣿]" if encoding == "utf-8" else "[:o]"
         assert re.search(rf"^ *\d+% +{band}+", text, re.MULTILINE)
         assert ("✗ wrong" if encoding == "utf-8" else "x wrong") in text
-        assert ("right answer 1,234" in text) == (width > 40)
+        assert ("correct answer 1,234" in text) == (width > 40)
 
 
 def test_tokens_that_are_left(clock: list[float]) -> None:
@@ -278,7 +278,7 @@ def test_a_long_episode_is_folded() -> None:
     long = [episode("How many? " * 30, "So " + "x" * 3000 + " the answer is 71", answer="72", reward=0.0)] * 4
     lines = [line.plain for line in sample_lines(long, 60, 10)]
     assert lines[0] == "✗ wrong (different) · reward 0.00 · answer 71"
-    assert lines[1] == "right answer 72"
+    assert lines[1] == "correct answer 72"
     assert "".join(lines[2:4]).startswith("How many? How many?")
     assert lines[4].startswith("So xxx")
     assert lines[-1].endswith("the answer is 71")

@@ -189,7 +189,7 @@ def test_rewards_never_above_zero_are_explained_by_verdicts_and_an_example() -> 
 def test_equal_rewards_of_right_and_wrong_answers_show_a_right_answer() -> None:
     episodes = [episode(60, completion="3", correct=True, reward=0.0), episode(60)]
     found = only(recorded(files={"episodes": episodes}, reward=0.0, reward_std=0.0, accuracy=0.11))
-    assert "although 11.0% of the answers are right" in found.sentence
+    assert "although 11.0% of the answers are correct" in found.sentence
     assert "fix the reward function" in found.advice
     assert found.example is not None
     assert "completion '3'" in found.example

@@ -55,8 +55,8 @@ def test_slider_and_buttons_choose_the_update(page: "sync_api.Page") -> None:
 def test_filters_choose_episodes(page: "sync_api.Page") -> None:
     move_slider(page, 5)
     assert page.locator("#cards .card").count() == 2
-    page.locator("#verdict").select_option("right")
-    assert page.locator("#cards .card.right").count() == page.locator("#cards .card").count() == 1
+    page.locator("#verdict").select_option("correct")
+    assert page.locator("#cards .card.correct").count() == page.locator("#cards .card").count() == 1
     page.locator("#verdict").select_option("different")
     assert page.locator("#cards .card.wrong").count() == page.locator("#cards .card").count() == 1
     page.locator("#verdict").select_option("")

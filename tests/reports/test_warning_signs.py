@@ -41,7 +41,7 @@ def found(*updates: dict[str, Any], num_updates: int = 100) -> list[str]:
         ({"sampling/sampling_logp_difference/max": 0.5}, "differ by up to 0.5 nats in updates 1–5"),
         ({"frac_reward_zero_std": 0.97}, "for 97% of the problems in updates 1–5, all episodes"),
         ({"entropy": 1e-4, "accuracy": 0.2, "reward": 0.2}, "no longer explores"),
-        ({"reward": 0.0, "reward_std": 0.0, "accuracy": 0.0}, "no answer is right"),
+        ({"reward": 0.0, "reward_std": 0.0, "accuracy": 0.0}, "no answer is correct"),
     ],
 )
 def test_each_sign_is_reported_once(changed: dict[str, Any], words: str) -> None:
@@ -91,11 +91,11 @@ def test_collapse() -> None:
     assert "training.learning_rate (in this run, it is 0.001)" in sentence
     assert not found(*[first] * 10, *[{"accuracy": 0.2}] * 10)
     assert has_collapsed(0.3, 128, 0.0, 640)
-    assert not has_collapsed(0.125, 8, 0.0, 40)  # one right answer in 8 is chance
+    assert not has_collapsed(0.125, 8, 0.0, 40)  # one correct answer in 8 is chance
 
 
 def test_problems_of_different_difficulty_are_no_collapse() -> None:
-    # numbers of right answers, out of 64, in a run of smollm2_word_problems with 8 problems per update, in
+    # numbers of correct answers, out of 64, in a run of smollm2_word_problems with 8 problems per update, in
     # which the greedy accuracy on held-out problems rose from 33% to 38%
     counts = (
         "24 9 10 16 16 21 21 34 18 26 14 10 13 26 12 11 9 14 25 22 26 10 14 20 29 16 19 12 26 15 "

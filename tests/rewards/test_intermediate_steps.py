@@ -175,7 +175,7 @@ def test_value_of_an_expression_equals_that_of_python(expression: str, offset: i
         return
     equations = list(find_equations(f"{expression}+0={value + offset}"))
     if len(str(value)) < 20:
-        assert [equation.is_right for equation in equations] == [offset == 0]
+        assert [equation.is_correct for equation in equations] == [offset == 0]
 
 
 @given(st.text(alphabet="0123456789+-*/()=.,$% x\n^\\abc", max_size=300) | st.text(max_size=300))

@@ -45,7 +45,7 @@ def test_no_accuracy_is_reported() -> None:
     text += command("runs", "list", ".") if "list" in command("runs", "--help") else ""
     assert "not evaluated" in text or "runs" not in text
     text = text.replace("no accuracy is measured", "")
-    for word in ("nan", "0.0%", "right", "wrong"):
+    for word in ("nan", "0.0%", "correct", "wrong"):
         assert word not in text.lower(), word
     metrics = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
     assert [row["update"] for row in metrics] == [1, 2]

@@ -42,8 +42,8 @@ def gold_pairs() -> list[Pair]:
 def derived_pairs() -> list[Pair]:
     """Return each completion with the value that it commits to, and with every other number that it contains.
 
-    The pairs of the first kind are right, the other pairs are wrong. If a completion commits to no value, all
-    its pairs are wrong. A completion that commits to 20% is paired with 20 as the right answer, and 0.2 is
+    The pairs of the first kind are correct, the others are wrong. If a completion commits to no value, all
+    its pairs are wrong. A completion that commits to 20% is paired with 20 as the correct answer, and 0.2 is
     not a wrong one. Unfinished completions are in `unfinished_pairs`.
     """
     return [pair for pair in _pairs_with_own_numbers() if pair.kind != UNFINISHED]
@@ -64,9 +64,9 @@ def _pairs_with_own_numbers() -> list[Pair]:
         text, value = row["completion"], row["value"]
         numbers = {Fraction(found.replace(",", "")) for found in _NUMBER.findall(text)}
         if value is not None:
-            right = value.removesuffix("%")
-            pairs.append(Pair(text, right, True, row["kind"], number))
-            numbers -= {Fraction(right), Fraction(right) / (100 if value.endswith("%") else 1)}
+            correct = value.removesuffix("%")
+            pairs.append(Pair(text, correct, True, row["kind"], number))
+            numbers -= {Fraction(correct), Fraction(correct) / (100 if value.endswith("%") else 1)}
         pairs += [Pair(text, _decimal(other), False, row["kind"], number) for other in sorted(numbers)]
     return pairs
 

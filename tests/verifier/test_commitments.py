@@ -49,7 +49,7 @@ def test_verdicts_of_some_independent_cases_of_algebra() -> None:
 
 
 def wrongly_judged(cases: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
-    """Return the completion, answer and right verdict of each case that the verifier judges wrongly."""
+    """Return the completion, the answer and the expected verdict of each case that is judged wrongly."""
     return [
         (case["completion"], case["answer"], f"should be {case['correct']}")
         for case in cases

@@ -22,15 +22,15 @@ def test_no_wrong_answer_of_a_model_is_accepted(pairs: Pairs) -> None:
 
 @both_kinds
 def test_right_answers_of_a_model_are_accepted(pairs: Pairs) -> None:
-    right = [pair for pair in pairs() if pair.correct]
-    assert len(right) > 40
-    refused = [pair for pair in right if not verify(pair.completion, pair.answer).correct]
-    assert len(refused) <= 0.01 * len(right), refused
+    correct = [pair for pair in pairs() if pair.correct]
+    assert len(correct) > 40
+    refused = [pair for pair in correct if not verify(pair.completion, pair.answer).correct]
+    assert len(refused) <= 0.01 * len(correct), refused
 
 
 def test_labels_are_consistent() -> None:
-    """A completion that is right for the gold answer commits to this value."""
-    right = {(pair.row, pair.answer) for pair in derived_pairs() if pair.correct}
+    """A completion that is correct for the gold answer commits to this value."""
+    correct = {(pair.row, pair.answer) for pair in derived_pairs() if pair.correct}
     for pair in gold_pairs():
         if pair.correct:
-            assert (pair.row, pair.answer) in right
+            assert (pair.row, pair.answer) in correct

@@ -43,7 +43,7 @@
 
   function verdictOf(row) {
     if (row.correct === null) return row.terminated ? "not verified" : "not verified, truncated";
-    return row.correct ? "right" : row.terminated ? `wrong: ${row.reason}` : `wrong: ${row.reason}, truncated`;
+    return row.correct ? "correct" : row.terminated ? `wrong: ${row.reason}` : `wrong: ${row.reason}, truncated`;
   }
 
   function completion(row, colored) {
@@ -89,13 +89,13 @@
   function card(row, { colored, title }) {
     const problem = problems[row.problem];
     const isUnscored = row.decoding === undefined && row.reward === null;
-    const kind = isUnscored || row.correct === null ? "unscored" : row.correct ? "right" : "wrong";
+    const kind = isUnscored || row.correct === null ? "unscored" : row.correct ? "correct" : "wrong";
     const made = element("article", { class: `card ${kind}` });
     if (title) made.append(element("h4", {}, title));
     else made.append(element("p", { class: "prompt" }, element("bdi", {}, problem.prompt)));
     made.append(...completion(row, colored));
     const verdict = element("p", {}, element("span", { class: "verdict" }, verdictOf(row)));
-    if (row.correct === false) verdict.append(" · right answer ", element("bdi", {}, problem.answer));
+    if (row.correct === false) verdict.append(" · correct answer ", element("bdi", {}, problem.answer));
     if (row.extracted) verdict.append(" · read as ", element("bdi", {}, row.extracted));
     made.append(verdict, element("p", { class: "label" }, rewardsOf(row)));
     return made;
@@ -118,7 +118,7 @@
     const text = (row) => `${problems[row.problem].prompt}\n${row.text ?? row.tokens.map((each) => texts[each]).join("")}`;
     return episodes.filter((row) => row.run === Number(get("run").value) && row.update === update
       && (!get("verdict").value || (get("verdict").value === "truncated" ? !row.terminated
-        : get("verdict").value === "right" ? row.correct : !row.correct && row.reason === get("verdict").value))
+        : get("verdict").value === "correct" ? row.correct : !row.correct && row.reason === get("verdict").value))
       && (!rewardFits || (get("reward").value === "unscored" ? row.reward === null : row.reward !== null && rewardFits(row.reward)))
       && (!needle || text(row).toLowerCase().includes(needle)));
   }
@@ -183,7 +183,7 @@
   get("run-label").hidden = DATA.runs.length === 1;
   options(get("color"), present.map((name) => [name, NAMES[name]]), state.color);
   const reasons = [...new Set(episodes.filter((row) => row.correct === false).map((row) => row.reason))].sort();
-  options(get("verdict"), [["", "any"], ["right", "right"], ...reasons.map((reason) => [reason, `wrong: ${reason}`]),
+  options(get("verdict"), [["", "any"], ["correct", "correct"], ...reasons.map((reason) => [reason, `wrong: ${reason}`]),
     ["truncated", "truncated"]]);
   get("episodes-note").textContent = !episodes.length ? "No episode is recorded yet."
     : numShown < numUpdates ? `Episodes are recorded for ${numUpdates} updates. This page shows the episodes of ${numShown} evenly spaced updates. The file episodes.jsonl contains all recorded episodes.`

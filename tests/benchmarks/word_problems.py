@@ -12,9 +12,9 @@ are:
 - `gains` measures the accuracy of all complete runs of `train` on dev.jsonl and on the test problems, and
   compares it with the accuracy before training and between methods. It needs the results of `base`.
 - `shaping` and `format` compare rewards on dev.jsonl, at an equal budget of sampled tokens, and record the
-  symptoms that the doctor finds. `shaping` also measures `refill`, and `curriculum` the curriculum. Both
-  continue from the warm start of `few solutions` with seed 0, with which few answers are correct. `format`
-  starts from the untrained policy.
+  symptoms that the doctor finds. `shaping` also measures `refill` and the curriculum. It continues from the
+  warm start of `few solutions` with seed 0, with which few answers are correct. `format` starts from the
+  untrained policy.
 
 `word_problems_plot.py` prints and draws the results. All files are written to `--output`. Complete runs are
 not repeated, even if the options have changed; delete the directory of a run to repeat it. To use one core
@@ -134,14 +134,14 @@ PAIRS = (  # methods that are compared with each other
 # one policy-gradient update with a learning rate that leaves all weights unchanged
 NO_UPDATE = ("training.num_updates=1", "training.learning_rate=1e-30", "reinforce.problems_per_update=2")
 REWARDS = "rewards=[{function: correct_answer}, {function: %s}]"
-SHAPING = {  # changes of the recipe: additional rewards, and another choice of the training problems
+SHAPING = {  # changes of the recipe: additional rewards, and other choices of the training problems
     "correct answer": [],
     "correct steps": [REWARDS % "intermediate_steps, weight: 0.2"],
     "correct steps, weight 1": [REWARDS % "intermediate_steps, weight: 1, arguments: {wrong: 0}"],
     "concise": [REWARDS % "conciseness, weight: 0.5, arguments: {max_tokens: 48}"],
     "refill": ["reinforce.refill=1"],
+    "curriculum": ["reinforce.curriculum={}"],
 }
-CURRICULUM = {"correct answer": [], "curriculum": ["reinforce.curriculum={}"]}
 FORMAT = {"correct answer": [], "format": [REWARDS % "answer_format, weight: 0.2"]}
 LOGGED = (  # metrics of each update that are kept
     "update",
@@ -527,7 +527,6 @@ def main() -> None:
         "train": train_all,
         "gains": gains,
         "shaping": partial(compare_variants, part="shaping", variants=SHAPING),
-        "curriculum": partial(compare_variants, part="curriculum", variants=CURRICULUM),
         "format": partial(compare_variants, part="format", variants=FORMAT),
     }
     parser = argparse.ArgumentParser(

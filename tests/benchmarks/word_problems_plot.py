@@ -1,7 +1,7 @@
 """Tables and plots of word problems: `python tests/benchmarks/word_problems_plot.py DIRECTORY`.
 
 The directory contains base.json, gains.json, pairs.json and curves.json, written by `word_problems.py`, and
-can also contain shaping.json, curriculum.json and format.json. The script prints the tables of the page
+can also contain shaping.json and format.json. The script prints the tables of the page
 "Results" of the documentation, and draws gains.svg and curves.svg in the directory.
 """
 
@@ -45,7 +45,7 @@ def tables(results: Mapping[str, Any]) -> dict[str, str]:
         "similar": similar_table([row for row in results["gains"] if row["data"] != "dev"]),
         "pairs": pairs_table(results["pairs"]),
     }
-    variants = [name for name in ("shaping", "curriculum", "format") if name in results]
+    variants = [name for name in ("shaping", "format") if name in results]
     return found | {name: variants_table(results[name]["runs"]) for name in variants}
 
 

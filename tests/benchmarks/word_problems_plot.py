@@ -19,6 +19,7 @@ from llm_reinforce.console.text import shown_accuracy
 from llm_reinforce.evaluation import KINDS
 
 WINDOW = 10  # a point of a learning curve is a mean over 10 updates
+BETWEEN_SEEDS = 0.15  # distance of the points of two seeds, as a share of the distance of two methods
 END = 5  # the start and the end of a run are means over 5 updates
 PERCENT = 100
 NAMES = {  # names of the problems in the tables
@@ -212,17 +213,18 @@ def plot_gains(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         axis.axhline(before, color="gray", linestyle=":", label="before training")
         for row in shown:
             value, (low, high) = row["accuracy"]["accuracy"], row["accuracy"]["interval"]
-            place = names.index(row["method"]) + 0.15 * row["seed"]
+            place = names.index(row["method"]) + BETWEEN_SEEDS * row["seed"]
             bars = [[PERCENT * (value - low)], [PERCENT * (high - value)]]
             style = STYLES[row["seed"] % len(STYLES)]
             label = f"seed {row['seed']}" if row["method"] == names[0] else None
             axis.errorbar(
                 place, PERCENT * value, bars, fmt=style.marker, color=style.color, capsize=2, label=label
             )
-        axis.set_xticks([each + 0.15 for each in range(len(names))], names, rotation=30, ha="right")
+        middle = BETWEEN_SEEDS * max(row["seed"] for row in rows) / 2
+        axis.set_xticks([each + middle for each in range(len(names))], names, rotation=30, ha="right")
         axis.set_title(NAMES[data])
     axes[0].set_ylabel("greedy accuracy (%)")
-    axes[0].legend()
+    axes[0].legend(ncols=2)
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None})
 

@@ -128,7 +128,7 @@ class _Answer:
 
 
 def _refusal(given: str, reference: str, prompt: str) -> str:
-    """Return "equal" if `given` equals the reference answer `reference`, or the reason to reject `given`."""
+    """Return "equal" if `given` equals the reference answer, or the reason to reject `given`."""
     if len(given) > _MAX_ANSWER or not _is_well_formed(given):
         return "not_a_number"
     if _HEDGE.search(given) and not _HEDGE.search(reference):

@@ -286,7 +286,6 @@ def few_solutions(options: argparse.Namespace) -> Path:
     """Write a file with `NUM_FEW` worked solutions from all data sets, and return its path."""
     lines = (DATA / "demonstrations.jsonl").read_text().splitlines(keepends=True)
     path: Path = options.output / "few.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, "".join(lines[:: len(lines) // NUM_FEW][:NUM_FEW]))
     return path
 
@@ -516,7 +515,6 @@ def compare_variants(options: argparse.Namespace, part: str, variants: dict[str,
 
 
 def write_json(path: Path, value: object) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, json.dumps(value, indent=1) + "\n")
 
 
@@ -551,6 +549,7 @@ def main() -> None:
     parser.add_argument("--problems", type=int, help="evaluate the first problems only")
     parser.add_argument("--set", action="append", default=[], help="change a setting of the recipe")
     options = parser.parse_args()
+    options.output.mkdir(parents=True, exist_ok=True)
     measurements[options.part](options)
 
 
